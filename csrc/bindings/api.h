@@ -1,0 +1,52 @@
+// The C++ operators, as the dispatcher and pybind11 see them. Shapes as in latentdem_ext/ops.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace latentdem {
+
+at::Tensor blur_conv2d(const at::Tensor& image, const at::Tensor& kernel,
+                       std::string_view boundary);
+
+at::Tensor blur_conv2d_adjoint(const at::Tensor& residual, const at::Tensor& kernel,
+                               std::string_view boundary, at::IntArrayRef image_size);
+
+// The transpose of blur_conv2d in the kernel; kernel_size is the kernel's full shape.
+at::Tensor blur_conv2d_kernel(const at::Tensor& image, const at::Tensor& residual,
+                              std::string_view boundary, at::IntArrayRef kernel_size);
+
+at::Tensor blur_data_term(const at::Tensor& image, const at::Tensor& kernel,
+                          const at::Tensor& observation, const std::optional<at::Tensor>& mask,
+                          std::string_view boundary);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(
+    const at::Tensor& image, const at::Tensor& kernel, const at::Tensor& observation,
+    const std::optional<at::Tensor>& mask, std::string_view boundary);
+
+// Autocorrelation lags [B,2kh-1,2kw-1] of the image and cross-correlation [B,kh,kw] with the
+// observation, pooled over channels (and over both gradient directions in that domain).
+std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
+    const at::Tensor& image, const at::Tensor& observation,
+    const std::optional<at::Tensor>& window, at::IntArrayRef kernel_size,
+    std::string_view domain, double image_variance);
+
+// argmin_k 1/2 k'(A + alpha I)k - (b + alpha z)'k on the support, by conjugate gradients.
+at::Tensor kernel_map_solve(const at::Tensor& autocorrelation, const at::Tensor& crosscorrelation,
+                            const at::Tensor& target, const at::Tensor& start, double alpha,
+                            int64_t steps);
+
+at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observation,
+                             const at::Tensor& kernel, const std::optional<at::Tensor>& window,
+                             double noise_std, double penalty, double regularization,
+                             int64_t iterations, std::string_view prior, std::string_view domain,
+                             bool support_exact, double image_variance, int64_t solver_steps);
+
+at::Tensor project_simplex(const at::Tensor& kernel);
+at::Tensor recenter_kernel(const at::Tensor& kernel, bool subpixel);
+
+}  // namespace latentdem

@@ -1,0 +1,45 @@
+// The schema of every operator, in one table, and its CPU implementation.
+#include <torch/library.h>
+
+#include "bindings/api.h"
+
+TORCH_LIBRARY(latentdem, m) {
+  m.def("blur_conv2d(Tensor image, Tensor kernel, str boundary) -> Tensor");
+  m.def(
+      "blur_conv2d_adjoint(Tensor residual, Tensor kernel, str boundary, SymInt[] image_size)"
+      " -> Tensor");
+  m.def(
+      "blur_conv2d_kernel(Tensor image, Tensor residual, str boundary, SymInt[] kernel_size)"
+      " -> Tensor");
+  m.def(
+      "blur_data_term(Tensor image, Tensor kernel, Tensor observation, Tensor? mask,"
+      " str boundary) -> Tensor");
+  m.def(
+      "blur_gradients(Tensor image, Tensor kernel, Tensor observation, Tensor? mask,"
+      " str boundary) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "kernel_map_statistics(Tensor image, Tensor observation, Tensor? window,"
+      " SymInt[] kernel_size, str domain, float image_variance) -> (Tensor, Tensor)");
+  m.def(
+      "kernel_map_solve(Tensor autocorrelation, Tensor crosscorrelation, Tensor target,"
+      " Tensor start, float alpha, int steps) -> Tensor");
+  m.def(
+      "kernel_map_update(Tensor image, Tensor observation, Tensor kernel, Tensor? window,"
+      " float noise_std, float penalty, float regularization, int iterations, str prior,"
+      " str domain, bool support_exact, float image_variance, int solver_steps) -> Tensor");
+  m.def("project_simplex(Tensor kernel) -> Tensor");
+  m.def("recenter_kernel(Tensor kernel, bool subpixel) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(latentdem, CPU, m) {
+  m.impl("blur_conv2d", latentdem::blur_conv2d);
+  m.impl("blur_conv2d_adjoint", latentdem::blur_conv2d_adjoint);
+  m.impl("blur_conv2d_kernel", latentdem::blur_conv2d_kernel);
+  m.impl("blur_data_term", latentdem::blur_data_term);
+  m.impl("blur_gradients", latentdem::blur_gradients);
+  m.impl("kernel_map_statistics", latentdem::kernel_map_statistics);
+  m.impl("kernel_map_solve", latentdem::kernel_map_solve);
+  m.impl("kernel_map_update", latentdem::kernel_map_update);
+  m.impl("project_simplex", latentdem::project_simplex);
+  m.impl("recenter_kernel", latentdem::recenter_kernel);
+}

@@ -1,0 +1,150 @@
+// The pybind11 module latentdem_ext._C: a second face over the dispatcher, and build_info().
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/parallel.h"
+#include "latentdem_build_config.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+template <class Signature, class... Args>
+auto call(const char* name, Args&&... args) {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow(name, "")
+      .typed<Signature>()
+      .call(std::forward<Args>(args)...);
+}
+
+c10::SymIntArrayRef symbolic(const Sizes& sizes) {
+  return c10::fromIntArrayRefSlow(at::IntArrayRef(sizes));
+}
+
+Tensor blur_conv2d(const Tensor& image, const Tensor& kernel, const std::string& boundary) {
+  return call<Tensor(const Tensor&, const Tensor&, std::string_view)>("latentdem::blur_conv2d",
+                                                                      image, kernel, boundary);
+}
+
+Tensor blur_conv2d_adjoint(const Tensor& residual, const Tensor& kernel,
+                           const std::string& boundary, const Sizes& image_size) {
+  return call<Tensor(const Tensor&, const Tensor&, std::string_view, c10::SymIntArrayRef)>(
+      "latentdem::blur_conv2d_adjoint", residual, kernel, boundary, symbolic(image_size));
+}
+
+Tensor blur_conv2d_kernel(const Tensor& image, const Tensor& residual,
+                          const std::string& boundary, const Sizes& kernel_size) {
+  return call<Tensor(const Tensor&, const Tensor&, std::string_view, c10::SymIntArrayRef)>(
+      "latentdem::blur_conv2d_kernel", image, residual, boundary, symbolic(kernel_size));
+}
+
+Tensor blur_data_term(const Tensor& image, const Tensor& kernel, const Tensor& observation,
+                      const OptionalTensor& mask, const std::string& boundary) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                     std::string_view)>("latentdem::blur_data_term", image, kernel, observation,
+                                        mask, boundary);
+}
+
+std::tuple<Tensor, Tensor, Tensor> blur_gradients(const Tensor& image, const Tensor& kernel,
+                                                  const Tensor& observation,
+                                                  const OptionalTensor& mask,
+                                                  const std::string& boundary) {
+  return call<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                 const OptionalTensor&, std::string_view)>(
+      "latentdem::blur_gradients", image, kernel, observation, mask, boundary);
+}
+
+std::tuple<Tensor, Tensor> kernel_map_statistics(const Tensor& image, const Tensor& observation,
+                                                 const OptionalTensor& window,
+                                                 const Sizes& kernel_size,
+                                                 const std::string& domain,
+                                                 double image_variance) {
+  return call<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
+                                         c10::SymIntArrayRef, std::string_view, double)>(
+      "latentdem::kernel_map_statistics", image, observation, window, symbolic(kernel_size),
+      domain, image_variance);
+}
+
+Tensor kernel_map_solve(const Tensor& autocorrelation, const Tensor& crosscorrelation,
+                        const Tensor& target, const Tensor& start, double alpha, int64_t steps) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, int64_t)>(
+      "latentdem::kernel_map_solve", autocorrelation, crosscorrelation, target, start, alpha,
+      steps);
+}
+
+Tensor kernel_map_update(const Tensor& image, const Tensor& observation, const Tensor& kernel,
+                         const OptionalTensor& window, double noise_std, double penalty,
+                         double regularization, int64_t iterations, const std::string& prior,
+                         const std::string& domain, bool support_exact, double image_variance,
+                         int64_t solver_steps) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, double,
+                     double, double, int64_t, std::string_view, std::string_view, bool, double,
+                     int64_t)>("latentdem::kernel_map_update", image, observation, kernel, window,
+                               noise_std, penalty, regularization, iterations, prior, domain,
+                               support_exact, image_variance, solver_steps);
+}
+
+Tensor project_simplex(const Tensor& kernel) {
+  return call<Tensor(const Tensor&)>("latentdem::project_simplex", kernel);
+}
+
+Tensor recenter_kernel(const Tensor& kernel, bool subpixel) {
+  return call<Tensor(const Tensor&, bool)>("latentdem::recenter_kernel", kernel, subpixel);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = LATENTDEM_VERSION;
+  info["torch"] = LATENTDEM_TORCH_VERSION;
+  info["compiler"] = LATENTDEM_COMPILER;
+  info["flags"] = LATENTDEM_FLAGS;
+#if defined(_OPENMP)
+  info["openmp"] = true;
+  info["openmp_threads"] = omp_get_max_threads();
+#else
+  info["openmp"] = false;
+  info["openmp_threads"] = 1;
+#endif
+  info["cuda"] = py::none();
+  info["cuda_archs"] = py::list();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native operators of latentdem_ext; see latentdem_ext.ops for their documentation.";
+  m.def("build_info", &build_info);
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  using py::arg;
+  m.def("blur_conv2d", &blur_conv2d, arg("image"), arg("kernel"), arg("boundary"), release);
+  m.def("blur_conv2d_adjoint", &blur_conv2d_adjoint, arg("residual"), arg("kernel"),
+        arg("boundary"), arg("image_size"), release);
+  m.def("blur_conv2d_kernel", &blur_conv2d_kernel, arg("image"), arg("residual"), arg("boundary"),
+        arg("kernel_size"), release);
+  m.def("blur_data_term", &blur_data_term, arg("image"), arg("kernel"), arg("observation"),
+        arg("mask"), arg("boundary"), release);
+  m.def("blur_gradients", &blur_gradients, arg("image"), arg("kernel"), arg("observation"),
+        arg("mask"), arg("boundary"), release);
+  m.def("kernel_map_statistics", &kernel_map_statistics, arg("image"), arg("observation"),
+        arg("window"), arg("kernel_size"), arg("domain"), arg("image_variance"), release);
+  m.def("kernel_map_solve", &kernel_map_solve, arg("autocorrelation"), arg("crosscorrelation"),
+        arg("target"), arg("start"), arg("alpha"), arg("steps"), release);
+  m.def("kernel_map_update", &kernel_map_update, arg("image"), arg("observation"), arg("kernel"),
+        arg("window"), arg("noise_std"), arg("penalty"), arg("regularization"), arg("iterations"),
+        arg("prior"), arg("domain"), arg("support_exact"), arg("image_variance"),
+        arg("solver_steps"), release);
+  m.def("project_simplex", &project_simplex, arg("kernel"), release);
+  m.def("recenter_kernel", &recenter_kernel, arg("kernel"), arg("subpixel"), release);
+}

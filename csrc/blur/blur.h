@@ -1,0 +1,115 @@
+// Kernels of the blur operators: plain parameter structs, contiguous memory, no tensors.
+//
+// B batch, C channels, H W image, kh kw kernel; He We extended image (see blur_math.h);
+// n m FFT grid; M = m / 2 + 1 columns of its half spectrum.
+#pragma once
+
+#include <cstdint>
+
+#include "blur/blur_math.h"
+#include "common/complex.h"
+
+namespace latentdem {
+
+// Sizes that all kernels of the family share. The kernel strides are in elements and zero
+// along a broadcast dimension.
+struct BlurShape {
+  int64_t batch, channels;
+  int64_t height, width;                     // image
+  int64_t kernel_height, kernel_width;
+  int64_t kernel_stride_b, kernel_stride_c;  // in kernels, not in elements
+  Boundary boundary;
+
+  bool keeps_size() const { return boundary != Boundary::kValid; }
+  int64_t extended_height() const { return height + (keeps_size() ? kernel_height - 1 : 0); }
+  int64_t extended_width() const { return width + (keeps_size() ? kernel_width - 1 : 0); }
+  int64_t output_height() const { return extended_height() - kernel_height + 1; }
+  int64_t output_width() const { return extended_width() - kernel_width + 1; }
+  int64_t planes() const { return batch * channels; }
+  int64_t kernel_index(int64_t plane) const {
+    return plane / channels * kernel_stride_b + plane % channels * kernel_stride_c;
+  }
+  // 1 or B, 1 or C: the kernel tensor's own leading sizes.
+  int64_t kernel_batch() const { return kernel_stride_b == 0 ? 1 : batch; }
+  int64_t kernel_channels() const { return kernel_stride_c == 0 ? 1 : channels; }
+};
+
+// image [B,C,H,W] -> extended [B,C,He,We]; not for the valid boundary.
+template <class T>
+void extend_cpu(const BlurShape& s, const T* image, T* extended);
+
+// The transpose of extend: extended [B,C,He,We] -> image [B,C,H,W].
+template <class T>
+void fold_cpu(const BlurShape& s, const T* extended, T* image);
+
+// Direct convolution: extended [B,C,He,We], kernel -> output [B,C,H',W'].
+template <class T>
+void convolve_cpu(const BlurShape& s, const T* extended, const T* kernel, T* output);
+
+// Its transpose in the image: residual [B,C,H',W'], kernel -> extended [B,C,He,We].
+template <class T>
+void convolve_adjoint_cpu(const BlurShape& s, const T* residual, const T* kernel, T* extended);
+
+// Its transpose in the kernel: extended, residual -> kernel gradient, summed over every
+// dimension along which the kernel is broadcast.
+template <class T>
+void convolve_kernel_cpu(const BlurShape& s, const T* extended, const T* residual, T* kernel);
+
+// residual = mask * (prediction - observation) in place of prediction, and
+// loss[b] = 0.5 * sum mask * (prediction - observation)^2, accumulated in double.
+// prediction has rows of `pitch` elements in planes of `plane` elements. mask may be null;
+// its strides (in planes) are zero along a broadcast dimension.
+template <class T>
+struct ResidualParams {
+  const T* prediction;
+  int64_t pitch, plane;
+  const T* observation;
+  const T* mask;
+  int64_t mask_stride_b, mask_stride_c;
+  T* residual;  // contiguous [B,C,H',W']
+  T* loss;      // [B]
+};
+template <class T>
+void residual_cpu(const BlurShape& s, const ResidualParams<T>& p);
+
+// Where the FFT grid keeps tap (i, j): row (i - origin_y) mod n, column (j - origin_x) mod m.
+struct SpectralGrid {
+  int64_t n, m;
+  int64_t origin_y, origin_x;
+  int64_t columns() const { return m / 2 + 1; }
+  int64_t bins() const { return n * columns(); }
+};
+
+// kernels [P,kh,kw] -> grid [P,n,m], zero elsewhere; and the gather that transposes it.
+template <class T>
+void embed_kernel_cpu(const BlurShape& s, const SpectralGrid& g, int64_t count, const T* kernel,
+                      T* grid);
+template <class T>
+void gather_kernel_cpu(const BlurShape& s, const SpectralGrid& g, int64_t count, const T* grid,
+                       T* kernel);
+
+// spectrum [B,C,n,M] *= K, or conj(K).
+template <class T>
+void spectrum_multiply_cpu(const BlurShape& s, const SpectralGrid& g, const Complex<T>* kernel,
+                           bool conjugate, Complex<T>* spectrum);
+
+// One pass over the half spectra, any output of which may be null:
+//   R = K X - Y if observation is given, else R = residual;
+//   loss[b] = sum |R|^2 / (2 n m) (Parseval); grad_image = conj(K) R (needs kernel);
+//   grad_kernel = sum over broadcast dimensions of conj(X) R.
+// grad_image may be the memory of residual or observation.
+template <class T>
+struct SpectralGradientParams {
+  const Complex<T>* image;
+  const Complex<T>* kernel;
+  const Complex<T>* observation;
+  const Complex<T>* residual;
+  Complex<T>* grad_image;
+  Complex<T>* grad_kernel;
+  T* loss;
+};
+template <class T>
+void spectral_gradients_cpu(const BlurShape& s, const SpectralGrid& g,
+                            const SpectralGradientParams<T>& p);
+
+}  // namespace latentdem

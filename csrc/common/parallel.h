@@ -1,0 +1,41 @@
+// A parallel loop on OpenMP, without any torch header.
+//
+// torch.set_num_threads() sets the OpenMP thread count of the process, which this loop
+// inherits. Work is split into contiguous ranges, so results do not depend on timing.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace latentdem {
+
+// Calls body(begin, end) on disjoint ranges that cover [0, count). `grain` is the least
+// number of items worth a thread of their own.
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  if (count <= 0) return;
+#if defined(_OPENMP)
+  const int64_t useful = (count + std::max<int64_t>(grain, 1) - 1) / std::max<int64_t>(grain, 1);
+  const int threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), useful));
+  if (threads > 1 && !omp_in_parallel()) {
+#pragma omp parallel num_threads(threads)
+    {
+      const int64_t team = omp_get_num_threads();
+      const int64_t share = (count + team - 1) / team;
+      const int64_t begin = omp_get_thread_num() * share;
+      const int64_t end = std::min(count, begin + share);
+      if (begin < end) body(begin, end);
+    }
+    return;
+  }
+#else
+  (void)grain;
+#endif
+  body(0, count);
+}
+
+}  // namespace latentdem

@@ -1,0 +1,52 @@
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+def build_info() -> dict[str, Any]: ...
+def blur_conv2d(image: Tensor, kernel: Tensor, boundary: str) -> Tensor: ...
+def blur_conv2d_adjoint(
+    residual: Tensor, kernel: Tensor, boundary: str, image_size: Sequence[int]
+) -> Tensor: ...
+def blur_conv2d_kernel(
+    image: Tensor, residual: Tensor, boundary: str, kernel_size: Sequence[int]
+) -> Tensor: ...
+def blur_data_term(
+    image: Tensor, kernel: Tensor, observation: Tensor, mask: Tensor | None, boundary: str
+) -> Tensor: ...
+def blur_gradients(
+    image: Tensor, kernel: Tensor, observation: Tensor, mask: Tensor | None, boundary: str
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def kernel_map_statistics(
+    image: Tensor,
+    observation: Tensor,
+    window: Tensor | None,
+    kernel_size: Sequence[int],
+    domain: str,
+    image_variance: float,
+) -> tuple[Tensor, Tensor]: ...
+def kernel_map_solve(
+    autocorrelation: Tensor,
+    crosscorrelation: Tensor,
+    target: Tensor,
+    start: Tensor,
+    alpha: float,
+    steps: int,
+) -> Tensor: ...
+def kernel_map_update(
+    image: Tensor,
+    observation: Tensor,
+    kernel: Tensor,
+    window: Tensor | None,
+    noise_std: float,
+    penalty: float,
+    regularization: float,
+    iterations: int,
+    prior: str,
+    domain: str,
+    support_exact: bool,
+    image_variance: float,
+    solver_steps: int,
+) -> Tensor: ...
+def project_simplex(kernel: Tensor) -> Tensor: ...
+def recenter_kernel(kernel: Tensor, subpixel: bool) -> Tensor: ...

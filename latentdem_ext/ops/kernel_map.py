@@ -1,0 +1,285 @@
+"""MAP estimation of blur kernels, and the projections that go with it.
+
+Model: ``y = k * x + n``, ``n ~ N(0, sigma^2)``; half-quadratic splitting alternates
+
+    k <- argmin ||k * x - y||^2 / (2 sigma^2) + beta / 2 ||k - z||^2     (least squares)
+    k <- max(k, 0) / sum
+    z <- argmin lambda phi(z) + beta / 2 ||z - k||^2                     (prior)
+
+with ``alpha = sigma^2 beta`` the weight of z in the normal equations (A + alpha I) k = b +
+alpha z, where A holds the autocorrelation of x and b its cross-correlation with y.  Letters:
+B batch, C channels, H W image, kh kw kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ops = torch.ops.latentdem
+
+KernelDenoiser = Callable[[Tensor, float], Tensor]
+"""Plug-and-play prior: ``(kernel [B,1,kh,kw], noise_std) -> kernel``."""
+
+
+def kernel_map_update(
+    image: Tensor,
+    observation: Tensor,
+    kernel: Tensor,
+    *,
+    noise_std: float,
+    penalty: float,
+    regularization: float,
+    iterations: int,
+    prior: str | KernelDenoiser = "l1",
+    domain: str = "image",
+    support_exact: bool = True,
+    window: Tensor | None = None,
+    image_variance: float = 0.0,
+    solver_steps: int = 6,
+) -> Tensor:
+    """Half-quadratic-splitting MAP estimate of each image's blur kernel.
+
+    Args:
+        image: current estimate x of the sharp image, ``[B,C,H,W]``.
+        observation: y, ``[B,C,H,W]``, aligned with ``image``.
+        kernel: start and first z, ``[B,1,kh,kw]``.
+        noise_std: sigma, in the image's units.
+        penalty: beta.
+        regularization: lambda, the weight of the prior.
+        iterations: alternations of the two steps.
+        prior: ``"none"``, ``"l1"`` (``z = max(k - lambda / beta, 0)``), ``"l2"``
+            (``z = beta k / (2 lambda + beta)``), or a denoiser called as
+            ``prior(kernel, sqrt(lambda / beta))``.
+        domain: ``"image"``, or ``"gradient"`` for both forward differences of every channel.
+        support_exact: solve the least squares on the kernel's support, by ``solver_steps``
+            warm-started conjugate gradient steps on FFTs of about twice the kernel size.
+            ``False`` solves on the whole image grid and crops, as the published code does.
+        window: weights ``[B|1,1,H,W]`` of the image and the observation (their derivatives in
+            the gradient domain); with a window the correlations do not wrap round, without
+            one the blur is circular.
+        image_variance: posterior variance of each pixel of ``image``; it adds the expected
+            power of that error to A, which keeps the estimate from overfitting it.
+        solver_steps: see ``support_exact``.
+
+    Returns:
+        ``[B,1,kh,kw]``, non-negative, summing to one.  Channels are pooled into one system;
+        batch mates do not influence each other.  Not differentiable.
+
+    Raises:
+        ValueError: shapes that disagree, kernel larger than the image, a parameter out of its
+            range; the message names it.
+
+    >>> import torch, latentdem_ext as ext
+    >>> x = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> k = torch.zeros(1, 1, 5, 5); k[..., 1, :3] = 1 / 3
+    >>> y = ext.blur_conv2d(x, k)
+    >>> start = torch.full_like(k, 1 / 25)
+    >>> found = ext.kernel_map_update(x, y, start, noise_std=0.01, penalty=1e3,
+    ...                               regularization=0.0, iterations=5, prior="none")
+    >>> bool((found - k).abs().max() < 1e-2)
+    True
+    """
+    if not callable(prior):
+        return _ops.kernel_map_update.default(
+            image,
+            observation,
+            kernel,
+            window,
+            noise_std,
+            penalty,
+            regularization,
+            iterations,
+            prior,
+            domain,
+            support_exact,
+            image_variance,
+            solver_steps,
+        )
+    if iterations <= 0:
+        raise ValueError(f"iterations must be positive, found {iterations}")
+    strength = (regularization / penalty) ** 0.5
+    estimate = split = kernel
+    if not support_exact:
+        for _ in range(iterations):
+            estimate = _ops.kernel_map_update.default(
+                image, observation, split, window, noise_std, penalty, 0.0, 1, "none", domain,
+                False, image_variance, solver_steps,
+            )  # fmt: skip
+            split = prior(estimate, strength)
+        return estimate
+    lags, rhs = kernel_map_statistics(
+        image,
+        observation,
+        (kernel.shape[-2], kernel.shape[-1]),
+        domain=domain,
+        window=window,
+        image_variance=image_variance,
+    )
+    alpha = noise_std**2 * penalty
+    for _ in range(iterations):
+        solution = kernel_map_solve(
+            lags, rhs, split[:, 0], estimate[:, 0], alpha=alpha, steps=solver_steps
+        )[:, None].clamp_min(0)
+        total = solution.sum((-2, -1), keepdim=True)
+        estimate = torch.where(total > 0, solution / total.clamp_min(1e-30), split)
+        split = prior(estimate, strength)
+    return estimate
+
+
+def kernel_map_statistics(
+    image: Tensor,
+    observation: Tensor,
+    kernel_size: tuple[int, int],
+    *,
+    domain: str = "image",
+    window: Tensor | None = None,
+    image_variance: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Normal equations of the least-squares step, for a loop of one's own.
+
+    Returns:
+        Autocorrelation lags ``[B,2kh-1,2kw-1]`` (lag zero in the middle, the expected power of
+        ``image_variance`` included) and cross-correlation ``[B,kh,kw]``; arguments as in
+        :func:`kernel_map_update`.
+    """
+    return _ops.kernel_map_statistics.default(
+        image, observation, window, list(kernel_size), domain, image_variance
+    )
+
+
+def kernel_map_solve(
+    autocorrelation: Tensor,
+    crosscorrelation: Tensor,
+    target: Tensor,
+    start: Tensor,
+    *,
+    alpha: float,
+    steps: int,
+) -> Tensor:
+    """Solve ``(A + alpha I) k = b + alpha target`` on the support, from ``start``.
+
+    Args:
+        autocorrelation: lags of A, ``[B,2kh-1,2kw-1]``, from :func:`kernel_map_statistics`.
+        crosscorrelation: b, ``[B,kh,kw]``.
+        target: z, ``[B,kh,kw]``.
+        start: first iterate, ``[B,kh,kw]``.
+        alpha: weight of the target.
+        steps: conjugate gradient steps.
+
+    Returns:
+        ``[B,kh,kw]``; may be negative.
+    """
+    return _ops.kernel_map_solve.default(
+        autocorrelation, crosscorrelation, target, start, alpha, steps
+    )
+
+
+def project_simplex(kernel: Tensor) -> Tensor:
+    """Euclidean projection of each plane of ``[...,kh,kw]`` onto ``{k >= 0, sum k = 1}``.
+
+    Differentiable almost everywhere.  Source: Held, Wolfe and Crowder 1974 (sort-based).
+    """
+    return _ops.project_simplex.default(kernel)
+
+
+def recenter_kernel(kernel: Tensor, *, subpixel: bool = True) -> Tensor:
+    """Shift each plane of ``[...,kh,kw]`` so that its centre of mass is at (kh//2, kw//2).
+
+    The shift is bilinear, or with ``subpixel=False`` to the nearest pixel, so a non-negative
+    kernel stays non-negative; what leaves the support is lost and the sum restored.
+    Differentiable (the nearest-pixel shift is taken as constant).
+    """
+    return _ops.recenter_kernel.default(kernel, subpixel)
+
+
+# Fake kernels and autograd --------------------------------------------------------------
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+@torch.library.register_fake("latentdem::kernel_map_statistics")
+def _(
+    image: Tensor,
+    observation: Tensor,
+    window: Tensor | None,
+    kernel_size: list[int],
+    domain: str,
+    image_variance: float,
+) -> tuple[Tensor, Tensor]:
+    dtype = _compute_dtype(image, observation)
+    kh, kw = kernel_size
+    lags = image.new_empty([image.shape[0], 2 * kh - 1, 2 * kw - 1], dtype=dtype)
+    return lags, image.new_empty([image.shape[0], kh, kw], dtype=dtype)
+
+
+@torch.library.register_fake("latentdem::kernel_map_solve")
+def _(
+    autocorrelation: Tensor,
+    crosscorrelation: Tensor,
+    target: Tensor,
+    start: Tensor,
+    alpha: float,
+    steps: int,
+) -> Tensor:
+    dtype = _compute_dtype(crosscorrelation, autocorrelation)
+    return crosscorrelation.new_empty(crosscorrelation.shape, dtype=dtype)
+
+
+@torch.library.register_fake("latentdem::kernel_map_update")
+def _(image: Tensor, observation: Tensor, kernel: Tensor, *settings: Any) -> Tensor:
+    return kernel.new_empty(kernel.shape)
+
+
+@torch.library.register_fake("latentdem::project_simplex")
+def _(kernel: Tensor) -> Tensor:
+    return kernel.new_empty(kernel.shape)
+
+
+@torch.library.register_fake("latentdem::recenter_kernel")
+def _(kernel: Tensor, subpixel: bool) -> Tensor:
+    return kernel.new_empty(kernel.shape)
+
+
+def _simplex_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _simplex_backward(ctx: Any, grad: Tensor) -> Tensor:
+    # On the active set the projection is the identity minus its mean.
+    (output,) = ctx.saved_tensors
+    active = (output > 0).to(grad.dtype)
+    count = active.sum((-2, -1), keepdim=True).clamp_min(1)
+    return active * (grad - (active * grad).sum((-2, -1), keepdim=True) / count)
+
+
+def _recenter_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    kernel, ctx.subpixel = inputs
+    ctx.save_for_backward(kernel)
+
+
+def _recenter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    # The reference is differentiable and runs on planes of kernel size: not worth a kernel.
+    from latentdem_ext.reference.kernel_map import recenter_kernel as reference
+
+    (kernel,) = ctx.saved_tensors
+    with torch.enable_grad():
+        tracked = kernel if kernel.requires_grad else kernel.detach().requires_grad_()
+        output = reference(tracked, subpixel=ctx.subpixel)
+        (result,) = torch.autograd.grad(
+            output, tracked, grad, create_graph=torch.is_grad_enabled() and grad.requires_grad
+        )
+    return result, None
+
+
+torch.library.register_autograd(
+    "latentdem::project_simplex", _simplex_backward, setup_context=_simplex_setup
+)
+torch.library.register_autograd(
+    "latentdem::recenter_kernel", _recenter_backward, setup_context=_recenter_setup
+)

@@ -1,0 +1,30 @@
+"""The same operators in plain torch: the specification, and the oracle of the tests.
+
+No tricks and no speed; float64-capable; differentiable by autograd.
+"""
+
+from latentdem_ext.reference.blur import (
+    blur_conv2d,
+    blur_conv2d_adjoint,
+    blur_data_term,
+    blur_gradients,
+)
+from latentdem_ext.reference.kernel_map import (
+    kernel_map_solve,
+    kernel_map_statistics,
+    kernel_map_update,
+    project_simplex,
+    recenter_kernel,
+)
+
+__all__ = [
+    "blur_conv2d",
+    "blur_conv2d_adjoint",
+    "blur_data_term",
+    "blur_gradients",
+    "kernel_map_solve",
+    "kernel_map_statistics",
+    "kernel_map_update",
+    "project_simplex",
+    "recenter_kernel",
+]

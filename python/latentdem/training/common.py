@@ -1,0 +1,139 @@
+"""What every training loop here shares: a time budget, EMA, checkpoints, a progress line."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+LossFunction = Callable[[nn.Module, int], Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how fast to train.
+
+    The learning rate warms up over ``warmup_steps``, then follows half a cosine of the
+    *time* spent, so that a run of any length ends annealed.
+    """
+
+    minutes: float
+    learning_rate: float
+    warmup_steps: int = 200
+    ema_decay: float = 0.999
+    report_every: int = 100
+    checkpoint_seconds: float = 120.0
+    weight_decay: float = 0.01
+
+
+def _learning_rate(plan: TrainingPlan, step: int, progress: float) -> float:
+    warm = min(1.0, (step + 1) / plan.warmup_steps)
+    return plan.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{key}": torch.as_tensor(value).clone(memory_format=torch.contiguous_format)
+        for index, entry in state.items()
+        for key, value in entry.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state = optimizer.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state["state"].setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(state)
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    loss_function: LossFunction,
+    plan: TrainingPlan,
+    checkpoint: Path,
+    *,
+    resume: bool,
+    validate: Callable[[nn.Module], str] | None = None,
+    console: Console | None = None,
+) -> nn.Module:
+    """Train ``model`` for ``plan.minutes`` and return its exponential moving average.
+
+    ``checkpoint`` (safetensors: weights, EMA, optimiser moments, step and seconds spent) is
+    written every two minutes and at the end; with ``resume`` the run goes on from it, and
+    a finished run returns at once.  ``loss_function(model, step)`` gives a scalar.
+    """
+    console = console or Console()
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99)
+    )
+    step, spent = 0, 0.0
+    if resume and checkpoint.exists():
+        tensors = load_file(checkpoint)
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        ema.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+        _restore_optimizer(optimizer, tensors)
+        step, spent = int(tensors["step"]), float(tensors["seconds"])
+        console.print(f"{name}: resumed at step {step} after {spent / 60:.1f} min")
+
+    def save() -> None:
+        tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+        tensors |= {f"ema.{k}": v.contiguous() for k, v in ema.state_dict().items()}
+        tensors |= _flatten_optimizer(optimizer)
+        tensors |= {"step": torch.tensor(step), "seconds": torch.tensor(spent)}
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = checkpoint.with_suffix(".partial")
+        save_file(tensors, partial)
+        partial.replace(checkpoint)
+
+    model.train()
+    budget, saved_at, running = plan.minutes * 60, spent, 0.0
+    last = time.monotonic()
+    while spent < budget:
+        rate = _learning_rate(plan, step, spent / budget)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_function(model, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(plan.ema_decay, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for average, value in zip(ema.parameters(), model.parameters(), strict=True):
+                average.lerp_(value, 1 - decay)
+        step += 1
+        now = time.monotonic()
+        # A suspended process (SIGSTOP, a closed laptop) must not eat the budget.
+        spent += min(now - last, 10.0)
+        last = now
+        running += (loss.item() - running) / min(step, plan.report_every)
+        if step % plan.report_every == 0:
+            left = (budget - spent) / 60
+            console.print(
+                f"{name}: step {step}  loss {running:.5f}  lr {rate:.1e}  "
+                f"{spent / 60:.1f} of {plan.minutes:.0f} min, {left:.1f} left",
+                highlight=False,
+            )
+        if spent - saved_at > plan.checkpoint_seconds:
+            save()
+            saved_at = spent
+            if validate is not None:
+                console.print(f"{name}: {validate(ema)}", highlight=False)
+                last = time.monotonic()
+    save()
+    if validate is not None:
+        console.print(f"{name}: done at step {step}: {validate(ema)}", highlight=False)
+    return ema
