@@ -17,6 +17,7 @@ class CMakeBuild(build_ext):
     """Builds ``latentdem_ext._C`` with the one CMakeLists.txt."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configure and build with ninja, then put the module where setuptools wants it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.version_info.major}{sys.version_info.minor}"
         build.mkdir(parents=True, exist_ok=True)

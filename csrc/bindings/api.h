@@ -24,16 +24,17 @@ at::Tensor blur_data_term(const at::Tensor& image, const at::Tensor& kernel,
                           const at::Tensor& observation, const std::optional<at::Tensor>& mask,
                           std::string_view boundary);
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(
-    const at::Tensor& image, const at::Tensor& kernel, const at::Tensor& observation,
-    const std::optional<at::Tensor>& mask, std::string_view boundary);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(const at::Tensor& image,
+                                                              const at::Tensor& kernel,
+                                                              const at::Tensor& observation,
+                                                              const std::optional<at::Tensor>& mask,
+                                                              std::string_view boundary);
 
 // Autocorrelation lags [B,2kh-1,2kw-1] of the image and cross-correlation [B,kh,kw] with the
 // observation, pooled over channels (and over both gradient directions in that domain).
 std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
-    const at::Tensor& image, const at::Tensor& observation,
-    const std::optional<at::Tensor>& window, at::IntArrayRef kernel_size,
-    std::string_view domain, double image_variance);
+    const at::Tensor& image, const at::Tensor& observation, const std::optional<at::Tensor>& window,
+    at::IntArrayRef kernel_size, std::string_view domain, double image_variance);
 
 // argmin_k 1/2 k'(A + alpha I)k - (b + alpha z)'k on the support, by conjugate gradients.
 at::Tensor kernel_map_solve(const at::Tensor& autocorrelation, const at::Tensor& crosscorrelation,

@@ -22,10 +22,8 @@ using Sizes = std::vector<int64_t>;
 
 template <class Signature, class... Args>
 auto call(const char* name, Args&&... args) {
-  return c10::Dispatcher::singleton()
-      .findSchemaOrThrow(name, "")
-      .typed<Signature>()
-      .call(std::forward<Args>(args)...);
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>().call(
+      std::forward<Args>(args)...);
 }
 
 c10::SymIntArrayRef symbolic(const Sizes& sizes) {
@@ -43,8 +41,8 @@ Tensor blur_conv2d_adjoint(const Tensor& residual, const Tensor& kernel,
       "latentdem::blur_conv2d_adjoint", residual, kernel, boundary, symbolic(image_size));
 }
 
-Tensor blur_conv2d_kernel(const Tensor& image, const Tensor& residual,
-                          const std::string& boundary, const Sizes& kernel_size) {
+Tensor blur_conv2d_kernel(const Tensor& image, const Tensor& residual, const std::string& boundary,
+                          const Sizes& kernel_size) {
   return call<Tensor(const Tensor&, const Tensor&, std::string_view, c10::SymIntArrayRef)>(
       "latentdem::blur_conv2d_kernel", image, residual, boundary, symbolic(kernel_size));
 }
@@ -68,12 +66,11 @@ std::tuple<Tensor, Tensor, Tensor> blur_gradients(const Tensor& image, const Ten
 std::tuple<Tensor, Tensor> kernel_map_statistics(const Tensor& image, const Tensor& observation,
                                                  const OptionalTensor& window,
                                                  const Sizes& kernel_size,
-                                                 const std::string& domain,
-                                                 double image_variance) {
+                                                 const std::string& domain, double image_variance) {
   return call<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
                                          c10::SymIntArrayRef, std::string_view, double)>(
-      "latentdem::kernel_map_statistics", image, observation, window, symbolic(kernel_size),
-      domain, image_variance);
+      "latentdem::kernel_map_statistics", image, observation, window, symbolic(kernel_size), domain,
+      image_variance);
 }
 
 Tensor kernel_map_solve(const Tensor& autocorrelation, const Tensor& crosscorrelation,

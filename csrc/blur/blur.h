@@ -15,7 +15,7 @@ namespace latentdem {
 // along a broadcast dimension.
 struct BlurShape {
   int64_t batch, channels;
-  int64_t height, width;                     // image
+  int64_t height, width;  // image
   int64_t kernel_height, kernel_width;
   int64_t kernel_stride_b, kernel_stride_c;  // in kernels, not in elements
   Boundary boundary;

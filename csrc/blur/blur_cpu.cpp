@@ -36,24 +36,24 @@ void extend_cpu(const BlurShape& s, const T* image, T* extended) {
   const int64_t he = s.extended_height(), we = s.extended_width();
   const int64_t before = extension_before(s.kernel_width);
   const auto columns = source_columns(s);
-  parallel_for(s.planes() * he, kGrain / std::max<int64_t>(we, 1) + 1,
-               [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / he;
-      const int64_t y = source_index(row % he - extension_before(s.kernel_height), s.height,
-                                     s.boundary);
-      T* out = extended + row * we;
-      if (y < 0) {
-        std::fill(out, out + we, T(0));
-        continue;
-      }
-      const T* in = image + (plane * s.height + y) * s.width;
-      for (int64_t x = 0; x < before; ++x) out[x] = columns[x] < 0 ? T(0) : in[columns[x]];
-      std::copy(in, in + s.width, out + before);
-      for (int64_t x = before + s.width; x < we; ++x)
-        out[x] = columns[x] < 0 ? T(0) : in[columns[x]];
-    }
-  });
+  parallel_for(
+      s.planes() * he, kGrain / std::max<int64_t>(we, 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const int64_t plane = row / he;
+          const int64_t y =
+              source_index(row % he - extension_before(s.kernel_height), s.height, s.boundary);
+          T* out = extended + row * we;
+          if (y < 0) {
+            std::fill(out, out + we, T(0));
+            continue;
+          }
+          const T* in = image + (plane * s.height + y) * s.width;
+          for (int64_t x = 0; x < before; ++x) out[x] = columns[x] < 0 ? T(0) : in[columns[x]];
+          std::copy(in, in + s.width, out + before);
+          for (int64_t x = before + s.width; x < we; ++x)
+            out[x] = columns[x] < 0 ? T(0) : in[columns[x]];
+        }
+      });
 }
 
 template <class T>
@@ -160,33 +160,33 @@ template <class T>
 void residual_cpu(const BlurShape& s, const ResidualParams<T>& p) {
   const int64_t ho = s.output_height(), wo = s.output_width();
   std::vector<double> rows(s.planes() * ho);
-  parallel_for(s.planes() * ho, kGrain / std::max<int64_t>(wo, 1) + 1,
-               [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / ho, y = row % ho;
-      const T* prediction = p.prediction + plane * p.plane + y * p.pitch;
-      const T* observation = p.observation + row * wo;
-      T* residual = p.residual + row * wo;
-      double total = 0;
-      if (p.mask == nullptr) {
-        for (int64_t x = 0; x < wo; ++x) {
-          const T d = prediction[x] - observation[x];
-          residual[x] = d;
-          total += static_cast<double>(d) * d;
+  parallel_for(
+      s.planes() * ho, kGrain / std::max<int64_t>(wo, 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const int64_t plane = row / ho, y = row % ho;
+          const T* prediction = p.prediction + plane * p.plane + y * p.pitch;
+          const T* observation = p.observation + row * wo;
+          T* residual = p.residual + row * wo;
+          double total = 0;
+          if (p.mask == nullptr) {
+            for (int64_t x = 0; x < wo; ++x) {
+              const T d = prediction[x] - observation[x];
+              residual[x] = d;
+              total += static_cast<double>(d) * d;
+            }
+          } else {
+            const int64_t mask_plane =
+                plane / s.channels * p.mask_stride_b + plane % s.channels * p.mask_stride_c;
+            const T* mask = p.mask + (mask_plane * ho + y) * wo;
+            for (int64_t x = 0; x < wo; ++x) {
+              const T d = prediction[x] - observation[x];
+              residual[x] = mask[x] * d;
+              total += static_cast<double>(residual[x]) * d;
+            }
+          }
+          rows[row] = total;
         }
-      } else {
-        const int64_t mask_plane =
-            plane / s.channels * p.mask_stride_b + plane % s.channels * p.mask_stride_c;
-        const T* mask = p.mask + (mask_plane * ho + y) * wo;
-        for (int64_t x = 0; x < wo; ++x) {
-          const T d = prediction[x] - observation[x];
-          residual[x] = mask[x] * d;
-          total += static_cast<double>(residual[x]) * d;
-        }
-      }
-      rows[row] = total;
-    }
-  });
+      });
   for (int64_t b = 0; b < s.batch; ++b) {
     double total = 0;
     for (int64_t r = 0; r < s.channels * ho; ++r) total += rows[b * s.channels * ho + r];
@@ -241,41 +241,43 @@ void spectral_gradients_cpu(const BlurShape& s, const SpectralGrid& g,
   // Rows of the spectrum are independent; the planes that share a kernel are summed in order.
   parallel_for(g.n, kGrain / std::max<int64_t>(columns * s.planes(), 1) + 1,
                [&](int64_t begin, int64_t end) {
-    std::vector<Complex<T>> sum(kernels * columns);
-    for (int64_t y = begin; y < end; ++y) {
-      std::fill(sum.begin(), sum.end(), Complex<T>{0, 0});
-      for (int64_t plane = 0; plane < s.planes(); ++plane) {
-        const int64_t offset = plane * bins + y * columns;
-        const int64_t index = s.kernel_index(plane);
-        const Complex<T>* k = p.kernel ? p.kernel + index * bins + y * columns : nullptr;
-        const Complex<T>* image = p.image + offset;
-        const Complex<T>* observed = p.observation ? p.observation + offset : nullptr;
-        const Complex<T>* given = p.residual ? p.residual + offset : nullptr;
-        double total = 0;
-        for (int64_t x = 0; x < columns; ++x) {
-          Complex<T> r;
-          if (observed != nullptr) {
-            r = multiply(k[x], image[x]);
-            r = {r.re - observed[x].re, r.im - observed[x].im};
-          } else {
-            r = given[x];
-          }
-          if (p.loss) total += spectrum_weight(x, g.m) * static_cast<double>(squared_norm(r));
-          if (p.grad_kernel) {
-            const Complex<T> c = multiply_conj(image[x], r);
-            sum[index * columns + x].re += c.re;
-            sum[index * columns + x].im += c.im;
-          }
-          if (p.grad_image) p.grad_image[offset + x] = multiply_conj(k[x], r);
-        }
-        if (p.loss) rows[plane * g.n + y] = total;
-      }
-      if (p.grad_kernel)
-        for (int64_t index = 0; index < kernels; ++index)
-          std::copy(sum.begin() + index * columns, sum.begin() + (index + 1) * columns,
-                    p.grad_kernel + index * bins + y * columns);
-    }
-  });
+                 std::vector<Complex<T>> sum(kernels * columns);
+                 for (int64_t y = begin; y < end; ++y) {
+                   std::fill(sum.begin(), sum.end(), Complex<T>{0, 0});
+                   for (int64_t plane = 0; plane < s.planes(); ++plane) {
+                     const int64_t offset = plane * bins + y * columns;
+                     const int64_t index = s.kernel_index(plane);
+                     const Complex<T>* k =
+                         p.kernel ? p.kernel + index * bins + y * columns : nullptr;
+                     const Complex<T>* image = p.image + offset;
+                     const Complex<T>* observed = p.observation ? p.observation + offset : nullptr;
+                     const Complex<T>* given = p.residual ? p.residual + offset : nullptr;
+                     double total = 0;
+                     for (int64_t x = 0; x < columns; ++x) {
+                       Complex<T> r;
+                       if (observed != nullptr) {
+                         r = multiply(k[x], image[x]);
+                         r = {r.re - observed[x].re, r.im - observed[x].im};
+                       } else {
+                         r = given[x];
+                       }
+                       if (p.loss)
+                         total += spectrum_weight(x, g.m) * static_cast<double>(squared_norm(r));
+                       if (p.grad_kernel) {
+                         const Complex<T> c = multiply_conj(image[x], r);
+                         sum[index * columns + x].re += c.re;
+                         sum[index * columns + x].im += c.im;
+                       }
+                       if (p.grad_image) p.grad_image[offset + x] = multiply_conj(k[x], r);
+                     }
+                     if (p.loss) rows[plane * g.n + y] = total;
+                   }
+                   if (p.grad_kernel)
+                     for (int64_t index = 0; index < kernels; ++index)
+                       std::copy(sum.begin() + index * columns, sum.begin() + (index + 1) * columns,
+                                 p.grad_kernel + index * bins + y * columns);
+                 }
+               });
   if (p.loss) {
     for (int64_t b = 0; b < s.batch; ++b) {
       double total = 0;
@@ -285,20 +287,19 @@ void spectral_gradients_cpu(const BlurShape& s, const SpectralGrid& g,
   }
 }
 
-#define LATENTDEM_INSTANTIATE(T)                                                               \
-  template void extend_cpu<T>(const BlurShape&, const T*, T*);                                 \
-  template void fold_cpu<T>(const BlurShape&, const T*, T*);                                   \
-  template void convolve_cpu<T>(const BlurShape&, const T*, const T*, T*);                     \
-  template void convolve_adjoint_cpu<T>(const BlurShape&, const T*, const T*, T*);             \
-  template void convolve_kernel_cpu<T>(const BlurShape&, const T*, const T*, T*);              \
-  template void residual_cpu<T>(const BlurShape&, const ResidualParams<T>&);                   \
-  template void embed_kernel_cpu<T>(const BlurShape&, const SpectralGrid&, int64_t, const T*,  \
-                                    T*);                                                       \
-  template void gather_kernel_cpu<T>(const BlurShape&, const SpectralGrid&, int64_t, const T*, \
-                                     T*);                                                      \
-  template void spectrum_multiply_cpu<T>(const BlurShape&, const SpectralGrid&,                \
-                                         const Complex<T>*, bool, Complex<T>*);                \
-  template void spectral_gradients_cpu<T>(const BlurShape&, const SpectralGrid&,               \
+#define LATENTDEM_INSTANTIATE(T)                                                                   \
+  template void extend_cpu<T>(const BlurShape&, const T*, T*);                                     \
+  template void fold_cpu<T>(const BlurShape&, const T*, T*);                                       \
+  template void convolve_cpu<T>(const BlurShape&, const T*, const T*, T*);                         \
+  template void convolve_adjoint_cpu<T>(const BlurShape&, const T*, const T*, T*);                 \
+  template void convolve_kernel_cpu<T>(const BlurShape&, const T*, const T*, T*);                  \
+  template void residual_cpu<T>(const BlurShape&, const ResidualParams<T>&);                       \
+  template void embed_kernel_cpu<T>(const BlurShape&, const SpectralGrid&, int64_t, const T*, T*); \
+  template void gather_kernel_cpu<T>(const BlurShape&, const SpectralGrid&, int64_t, const T*,     \
+                                     T*);                                                          \
+  template void spectrum_multiply_cpu<T>(const BlurShape&, const SpectralGrid&, const Complex<T>*, \
+                                         bool, Complex<T>*);                                       \
+  template void spectral_gradients_cpu<T>(const BlurShape&, const SpectralGrid&,                   \
                                           const SpectralGradientParams<T>&);
 LATENTDEM_INSTANTIATE(float)
 LATENTDEM_INSTANTIATE(double)

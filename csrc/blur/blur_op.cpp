@@ -43,8 +43,8 @@ BlurShape make_shape(at::IntArrayRef image, at::IntArrayRef kernel, std::string_
                     "kernel must have 1 channel or those of image (", image[1], "), found ",
                     kernel[1]);
   TORCH_CHECK_VALUE(kernel[2] <= image[2] && kernel[3] <= image[3],
-                    "kernel must be no larger than image (", image[2], " x ", image[3],
-                    "), found ", kernel[2], " x ", kernel[3]);
+                    "kernel must be no larger than image (", image[2], " x ", image[3], "), found ",
+                    kernel[2], " x ", kernel[3]);
   BlurShape s{};
   s.batch = image[0];
   s.channels = image[1];
@@ -138,15 +138,15 @@ struct Blur {
   at::Tensor image_from_spectrum(const at::Tensor& spectrum, const SpectralGrid& g) const {
     auto field = inverse_fft(spectrum, g);
     if (wraps_in_place(s)) return field;
-    return fold(field.narrow(2, 0, s.extended_height()).narrow(3, 0, s.extended_width())
-                    .contiguous());
+    return fold(
+        field.narrow(2, 0, s.extended_height()).narrow(3, 0, s.extended_width()).contiguous());
   }
 
   at::Tensor kernel_from_spectrum(const at::Tensor& spectrum, const SpectralGrid& g) const {
     const int64_t count = s.kernel_batch() * s.kernel_channels();
     auto field = inverse_fft(spectrum, g).contiguous();
-    auto out = at::empty(
-        {s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width}, options);
+    auto out = at::empty({s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width},
+                         options);
     gather_kernel_cpu<T>(s, g, count, field.const_data_ptr<T>(), out.mutable_data_ptr<T>());
     return out;
   }
@@ -192,16 +192,16 @@ struct Blur {
 
   at::Tensor kernel_adjoint(const at::Tensor& image, const at::Tensor& residual) const {
     if (use_direct(s)) {
-      auto out = at::empty(
-          {s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width}, options);
+      auto out = at::empty({s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width},
+                           options);
       convolve_kernel_cpu<T>(s, extend(image).template const_data_ptr<T>(),
                              residual.const_data_ptr<T>(), out.mutable_data_ptr<T>());
       return out;
     }
     const auto g = make_grid(s);
     const auto x = image_spectrum(image, g), r = forward_fft(residual, g);
-    auto spectrum = at::empty({s.kernel_batch() * s.kernel_channels(), g.n, g.columns()},
-                              r.options());
+    auto spectrum =
+        at::empty({s.kernel_batch() * s.kernel_channels(), g.n, g.columns()}, r.options());
     SpectralGradientParams<T> p{};
     p.image = spectrum_data<T>(x);
     p.residual = spectrum_data<T>(r);
@@ -267,8 +267,8 @@ void check_observation(const BlurShape& s, const at::Tensor& image, const at::Te
   check_same_device(observation, image, "observation", "image");
   const auto size = output_size(s);
   TORCH_CHECK_VALUE(observation.sizes() == at::IntArrayRef(size),
-                    "observation must have the shape of the blurred image ",
-                    at::IntArrayRef(size), ", found ", observation.sizes());
+                    "observation must have the shape of the blurred image ", at::IntArrayRef(size),
+                    ", found ", observation.sizes());
   if (!mask.has_value()) return;
   check_real(*mask, "mask");
   check_same_device(*mask, image, "mask", "image");
@@ -310,8 +310,7 @@ at::Tensor blur_conv2d_adjoint(const at::Tensor& residual, const at::Tensor& ker
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const Blur<T> blur{s, residual.options().dtype(type)};
-    return blur.adjoint(prepare(residual, type), prepare(kernel, type))
-        .to(residual.scalar_type());
+    return blur.adjoint(prepare(residual, type), prepare(kernel, type)).to(residual.scalar_type());
   });
 }
 
@@ -349,9 +348,11 @@ at::Tensor blur_data_term(const at::Tensor& image, const at::Tensor& kernel,
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(
-    const at::Tensor& image, const at::Tensor& kernel, const at::Tensor& observation,
-    const std::optional<at::Tensor>& mask, std::string_view boundary) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(const at::Tensor& image,
+                                                              const at::Tensor& kernel,
+                                                              const at::Tensor& observation,
+                                                              const std::optional<at::Tensor>& mask,
+                                                              std::string_view boundary) {
   check_inputs(image, kernel, "image");
   const auto s = make_shape(image.sizes(), kernel.sizes(), boundary);
   check_observation(s, image, observation, mask);

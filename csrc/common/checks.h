@@ -15,9 +15,9 @@ inline void check_rank(const at::Tensor& t, int64_t rank, const char* name, cons
 
 inline void check_real(const at::Tensor& t, const char* name) {
   const auto type = t.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf ||
-                       type == at::kBFloat16,
-                   name, " must be float32, float64, float16 or bfloat16, found ", type);
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, name,
+      " must be float32, float64, float16 or bfloat16, found ", type);
 }
 
 inline void check_same_device(const at::Tensor& t, const at::Tensor& like, const char* name,

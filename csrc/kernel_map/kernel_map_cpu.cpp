@@ -178,8 +178,8 @@ void apply_prior_cpu(int64_t planes, int64_t size, KernelPrior prior, double reg
                      double penalty, T* kernel) {
   std::vector<T> before(kernel, kernel + planes * size);
   for (int64_t i = 0; i < planes * size; ++i)
-    kernel[i] = prior_step(kernel[i], prior, static_cast<T>(regularization),
-                           static_cast<T>(penalty));
+    kernel[i] =
+        prior_step(kernel[i], prior, static_cast<T>(regularization), static_cast<T>(penalty));
   clamp_normalize_cpu(planes, size, before.data(), kernel);
 }
 
@@ -247,22 +247,22 @@ void recenter_kernel_cpu(int64_t planes, int64_t kh, int64_t kw, bool subpixel, 
   }
 }
 
-#define LATENTDEM_INSTANTIATE(T)                                                                 \
-  template void make_fields_cpu<T>(const FieldShape&, const T*, const T*, T*);                   \
-  template void pool_spectra_cpu<T>(int64_t, int64_t, int64_t, const Complex<T>*,                \
-                                    const Complex<T>*, Complex<T>*, Complex<T>*);                \
-  template void full_grid_step_cpu<T>(const FullGridStep<T>&);                                   \
-  template void gather_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,      \
-                                      int64_t, const T*, T*);                                    \
-  template void scatter_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,     \
-                                       int64_t, const T*, T*);                                   \
-  template void multiply_spectra_cpu<T>(int64_t, const Complex<T>*, Complex<T>*);                \
-  template void cg_start_cpu<T>(const ConjugateGradient<T>&, double, const T*, const T*,         \
-                                const T*);                                                       \
-  template void cg_step_cpu<T>(const ConjugateGradient<T>&, double, const T*);                   \
-  template void clamp_normalize_cpu<T>(int64_t, int64_t, const T*, T*);                          \
-  template void apply_prior_cpu<T>(int64_t, int64_t, KernelPrior, double, double, T*);           \
-  template void project_simplex_cpu<T>(int64_t, int64_t, const T*, T*);                          \
+#define LATENTDEM_INSTANTIATE(T)                                                             \
+  template void make_fields_cpu<T>(const FieldShape&, const T*, const T*, T*);               \
+  template void pool_spectra_cpu<T>(int64_t, int64_t, int64_t, const Complex<T>*,            \
+                                    const Complex<T>*, Complex<T>*, Complex<T>*);            \
+  template void full_grid_step_cpu<T>(const FullGridStep<T>&);                               \
+  template void gather_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,  \
+                                      int64_t, const T*, T*);                                \
+  template void scatter_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, \
+                                       int64_t, const T*, T*);                               \
+  template void multiply_spectra_cpu<T>(int64_t, const Complex<T>*, Complex<T>*);            \
+  template void cg_start_cpu<T>(const ConjugateGradient<T>&, double, const T*, const T*,     \
+                                const T*);                                                   \
+  template void cg_step_cpu<T>(const ConjugateGradient<T>&, double, const T*);               \
+  template void clamp_normalize_cpu<T>(int64_t, int64_t, const T*, T*);                      \
+  template void apply_prior_cpu<T>(int64_t, int64_t, KernelPrior, double, double, T*);       \
+  template void project_simplex_cpu<T>(int64_t, int64_t, const T*, T*);                      \
   template void recenter_kernel_cpu<T>(int64_t, int64_t, int64_t, bool, const T*, T*);
 LATENTDEM_INSTANTIATE(float)
 LATENTDEM_INSTANTIATE(double)

@@ -132,7 +132,8 @@ class SupportSolver {
         energy_(batch_) {
     auto grid = at::empty({batch_, n_, m_}, autocorrelation.options());
     scatter_wrapped_cpu<T>(batch_, n_, m_, 2 * kh - 1, 2 * kw - 1, kh - 1, kw - 1,
-                           autocorrelation.const_data_ptr<T>(), grid.template mutable_data_ptr<T>());
+                           autocorrelation.const_data_ptr<T>(),
+                           grid.template mutable_data_ptr<T>());
     symbol_ = forward_fft(grid, n_, m_);
     product_ = at::empty({batch_, kh, kw}, autocorrelation.options());
     residual_ = at::empty_like(product_);
@@ -173,12 +174,13 @@ class SupportSolver {
 
 // Noise power of each image's fields: image_variance times the squared weights they carry.
 std::vector<double> noise_power(const FieldShape& s, const at::Tensor& window, double variance) {
-  std::vector<double> power(s.batch, variance * static_cast<double>(s.channels * s.height * s.width));
+  std::vector<double> power(s.batch,
+                            variance * static_cast<double>(s.channels * s.height * s.width));
   if (!window.defined()) return power;
   for (int64_t b = 0; b < s.batch; ++b) {
     const auto plane = window[s.window_stride_b == 0 ? 0 : b];
-    power[b] = variance * static_cast<double>(s.channels) *
-               plane.square().sum(at::kDouble).item<double>();
+    power[b] =
+        variance * static_cast<double>(s.channels) * plane.square().sum(at::kDouble).item<double>();
   }
   return power;
 }
@@ -190,18 +192,15 @@ void add_noise(const at::Tensor& autocorrelation, const std::vector<double>& noi
   for (size_t b = 0; b < noise.size(); ++b)
     for (int64_t i = 0; i < 2 * kh - 1; ++i)
       for (int64_t j = 0; j < 2 * kw - 1; ++j)
-        *lags++ += static_cast<T>(
-            noise[b] * noise_autocorrelation(i - kh + 1, j - kw + 1, gradient));
+        *lags++ +=
+            static_cast<T>(noise[b] * noise_autocorrelation(i - kh + 1, j - kw + 1, gradient));
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(const at::Tensor& image,
-                                                         const at::Tensor& observation,
-                                                         const std::optional<at::Tensor>& window,
-                                                         at::IntArrayRef kernel_size,
-                                                         std::string_view domain,
-                                                         double image_variance) {
+std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
+    const at::Tensor& image, const at::Tensor& observation, const std::optional<at::Tensor>& window,
+    at::IntArrayRef kernel_size, std::string_view domain, double image_variance) {
   check_images(image, observation, window, kernel_size);
   const bool gradient = parse_domain(domain);
   const auto type = compute_type(image, observation);
@@ -233,10 +232,10 @@ at::Tensor kernel_map_solve(const at::Tensor& autocorrelation, const at::Tensor&
   TORCH_CHECK_VALUE(autocorrelation.sizes() == at::IntArrayRef(lags),
                     "autocorrelation must have shape [B,2kh-1,2kw-1] ", at::IntArrayRef(lags),
                     ", found ", autocorrelation.sizes());
-  TORCH_CHECK_VALUE(target.sizes() == crosscorrelation.sizes() &&
-                        start.sizes() == crosscorrelation.sizes(),
-                    "target and start must have the shape of crosscorrelation ",
-                    crosscorrelation.sizes(), ", found ", target.sizes(), " and ", start.sizes());
+  TORCH_CHECK_VALUE(
+      target.sizes() == crosscorrelation.sizes() && start.sizes() == crosscorrelation.sizes(),
+      "target and start must have the shape of crosscorrelation ", crosscorrelation.sizes(),
+      ", found ", target.sizes(), " and ", start.sizes());
   TORCH_CHECK_VALUE(alpha >= 0, "alpha must not be negative, found ", alpha);
   TORCH_CHECK_VALUE(steps >= 0, "steps must not be negative, found ", steps);
   const auto type = compute_type(crosscorrelation, autocorrelation);
@@ -245,8 +244,8 @@ at::Tensor kernel_map_solve(const at::Tensor& autocorrelation, const at::Tensor&
   dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     SupportSolver<T> solver(autocorrelation.to(type).contiguous(), kh, kw);
-    solver.solve(crosscorrelation.to(type).contiguous(), target.to(type).contiguous(), alpha,
-                 steps, solution);
+    solver.solve(crosscorrelation.to(type).contiguous(), target.to(type).contiguous(), alpha, steps,
+                 solution);
     return 0;
   });
   return solution;

@@ -266,9 +266,7 @@ def _data_term_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *grads, None
 
 
-torch.library.register_autograd(
-    "latentdem::blur_conv2d", _conv_backward, setup_context=_conv_setup
-)
+torch.library.register_autograd("latentdem::blur_conv2d", _conv_backward, setup_context=_conv_setup)
 torch.library.register_autograd(
     "latentdem::blur_conv2d_adjoint", _adjoint_backward, setup_context=_adjoint_setup
 )

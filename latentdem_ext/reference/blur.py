@@ -42,7 +42,7 @@ def blur_conv2d_adjoint(
         grow = (kernel.shape[-2] - 1, kernel.shape[-1] - 1) if boundary == "valid" else (0, 0)
         image_size = (residual.shape[-2] + grow[0], residual.shape[-1] + grow[1])
     probe = residual.new_zeros(*residual.shape[:2], *image_size)
-    _, product = torch.func.vjp(lambda x: blur_conv2d(x, kernel, boundary=boundary), probe)
+    product = torch.func.vjp(lambda x: blur_conv2d(x, kernel, boundary=boundary), probe)[1]
     return product(residual)[0]
 
 

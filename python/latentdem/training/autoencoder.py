@@ -8,6 +8,7 @@ same pixels.  Latents have a quarter of the image's side.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def reconstruct(model: nn.Module, images: Tensor, *, sample: bool) -> tuple[Tensor, Tensor]:
+def reconstruct(model: Any, images: Tensor, *, sample: bool) -> tuple[Tensor, Tensor]:
     """Return ``(D(E(x)) [B,3,H,W], KL in nats per pixel value)`` for x in [-1, 1]."""
     posterior = model.encode(F.pixel_unshuffle(images, 2)).latent_dist
     latents = posterior.sample() if sample else posterior.mode()

@@ -41,8 +41,9 @@ def _learning_rate(plan: TrainingPlan, step: int, progress: float) -> float:
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
+    dense = torch.contiguous_format  # safetensors takes no other
     return {
-        f"optimizer.{index}.{key}": torch.as_tensor(value).clone(memory_format=torch.contiguous_format)
+        f"optimizer.{index}.{key}": torch.as_tensor(value).clone(memory_format=dense)
         for index, entry in state.items()
         for key, value in entry.items()
     }

@@ -1,0 +1,79 @@
+"""Rewrite the tables between the markers of README.md from ``results/*.json``.
+
+``--check`` only compares, for the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def quality_table() -> str:
+    """Quality of both methods beside their floor and ceilings."""
+    lines = [
+        "| method | pairs | input | restored | gain | true kernel given | round trip | MNC "
+        "| s / image |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method in ("prox", "paper"):
+        document = _load(f"quality_{method}")
+        if document is None:
+            continue
+        s = document["summary"]
+        lines.append(
+            f"| `{method}` | {s['pairs']} | {s['psnr_input']:.2f} dB | {s['psnr_blind']:.2f} dB "
+            f"| {s['gain']:+.2f} ± {s['gain_std']:.2f} dB | {s['psnr_true_kernel']:.2f} dB "
+            f"| {s['psnr_round_trip']:.2f} dB | {s['mnc']:.3f} | {s['seconds_median']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    """Operators against their named baselines."""
+    lines = ["| operator | case | native | baselines |", "|---|---|---|---|"]
+    for name in ("blur", "kernel_map"):
+        document = _load(name)
+        for row in document["rows"] if document else []:
+            times = dict(row["milliseconds"])
+            key = next(iter(times))
+            native = times.pop(key)
+            others = ", ".join(
+                f"{label} {value:.1f} ms ({value / native:.1f}x)" for label, value in times.items()
+            )
+            lines.append(f"| {name} | {row['case']} | {native:.1f} ms | {others} |")
+    return "\n".join(lines)
+
+
+def render(text: str) -> str:
+    """README with fresh tables."""
+    for name, table in (("quality", quality_table()), ("speed", speed_table())):
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda m, t=table: m[1] + t + m[2], text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md has no <!-- {name} --> markers")
+    return text
+
+
+def main() -> None:
+    """Rewrite, or with ``--check`` compare."""
+    text = README.read_text()
+    fresh = render(text)
+    if "--check" in sys.argv:
+        raise SystemExit(0 if fresh == text else "README.md is stale: run tables.py")
+    README.write_text(fresh)
+
+
+if __name__ == "__main__":
+    main()

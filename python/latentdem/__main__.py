@@ -1,0 +1,5 @@
+"""``python -m latentdem``."""
+
+from latentdem.cli import main
+
+main()

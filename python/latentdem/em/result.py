@@ -1,0 +1,55 @@
+"""The result of :func:`latentdem.deblur`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from latentdem.io import atomic_folder, comparison_picture, kernel_picture, to_pil
+
+
+@dataclass
+class DeblurResult:
+    """What was recovered, and how.
+
+    Attributes:
+        image: restored images ``[B,C,H,W]`` in [0, 1], in the input's size and channels.
+        kernel: blur kernels ``[B,1,k,k]``, non-negative, summing to one, centred.
+        observation: the input ``[B,C,H,W]``.
+        history: for each image, a list with a dictionary for each EM step.
+        report: settings, seed, seconds by phase, residual, versions; JSON-ready.
+    """
+
+    image: Tensor
+    kernel: Tensor
+    observation: Tensor
+    history: list[list[dict[str, float]]]
+    report: dict[str, Any]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write pictures, kernel and report; a batch gets one numbered subfolder an image.
+
+        Files: ``restored.png``, ``kernel.png``, ``kernel.npy``, ``comparison.png``,
+        ``report.json`` (last: it says that the rest is complete).
+        """
+        target = Path(folder)
+        count = len(self.image)
+        for index in range(count):
+            place = target if count == 1 else target / f"{index:03d}"
+            with atomic_folder(place) as partial:
+                to_pil(self.image[index]).save(partial / "restored.png")
+                kernel = self.kernel[index, 0]
+                kernel_picture(kernel).save(partial / "kernel.png")
+                np.save(partial / "kernel.npy", kernel.numpy())
+                comparison_picture(self.observation[index], self.image[index], kernel).save(
+                    partial / "comparison.png"
+                )
+                report = self.report | {"history": self.history[index]}
+                (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        return target

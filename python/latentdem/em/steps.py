@@ -1,0 +1,191 @@
+"""The E-steps: what one method does to the latent at one noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import latentdem_ext as ext
+from latentdem.em.schedules import annealing, takes_gradient, timesteps
+from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.operators.blur import BlurModel
+from latentdem.priors.latent import LatentPrior
+
+StepCallback = Callable[["StepReport"], None]
+
+
+@dataclass
+class StepReport:
+    """What one step leaves behind, for the history and the progress bar."""
+
+    step: int
+    steps: int
+    timestep: int
+    residual_std: float
+    kernel_peak: float
+    phase: str = "EM"
+
+
+@dataclass
+class EMState:
+    """Image on the canvas ``[1,3,H_c,W_c]``, kernel ``[1,1,k,k]``, and what it cost."""
+
+    image: Tensor
+    kernel: Tensor
+    evaluations: int = 0
+    backward_passes: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def record(self, report: StepReport, callback: StepCallback | None) -> None:
+        """Append to the history and tell the caller."""
+        self.history.append(
+            {
+                "step": report.step,
+                "timestep": report.timestep,
+                "residual_std": report.residual_std,
+                "kernel_peak": report.kernel_peak,
+            }
+        )
+        if callback is not None:
+            callback(report)
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+
+@torch.no_grad()
+def run_prox(
+    prior: LatentPrior,
+    model: BlurModel,
+    settings: ProxSettings,
+    generator: torch.Generator,
+    *,
+    kernel: Tensor | None = None,
+    callback: StepCallback | None = None,
+) -> EMState:
+    """EM with the proximal E-step.  ``kernel``: known, so that only the image is sought.
+
+    1. z_0, epsilon <- prior at z_t; x_hat = D(z_0)
+    2. M-step: kernel from x_hat, with r_t as its uncertainty
+    3. E-step: x* = prox of the data term at x_hat with s^2 / r_t^2, where
+       s^2 = sigma^2 + excess residual; z* = z_0 + E(x*) - E(x_hat)
+    4. z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
+    """
+    state = EMState(model.padded, model.initial_kernel() if kernel is None else kernel)
+    schedule = timesteps(round(settings.start * (prior.timesteps - 1)), settings.steps)
+    abar = float(prior.alphas_cumprod[schedule[0]])
+    start = prior.encode(model.padded)
+    z = abar**0.5 * start + (1 - abar) ** 0.5 * _noise(start, generator)
+    for step, timestep in enumerate(schedule):
+        z0, _ = prior.predict(z, timestep)
+        estimate = prior.decode(z0, model.canvas)
+        state.evaluations += 1
+        r = settings.error_scale * prior.error_std(timestep)
+        if kernel is None:
+            state.kernel = model.m_step(
+                estimate, state.kernel, image_std=r, settings=settings.m_step
+            )
+        variance = model.residual_variance(estimate, state.kernel)
+        excess = max(0.0, variance - model.noise_std**2)
+        s2 = model.noise_std**2 + settings.excess_weight * excess
+        state.image = model.proximal(
+            estimate, state.kernel, ratio=s2 / r**2, imputations=settings.imputations
+        )
+        report = StepReport(step, len(schedule), timestep, variance**0.5, float(state.kernel.max()))
+        state.record(report, callback)
+        if step + 1 == len(schedule):
+            break
+        both = prior.encode(torch.cat([state.image, estimate]))
+        target = z0 + both[:1] - both[1:]
+        abar = float(prior.alphas_cumprod[timestep])
+        predicted = (z - abar**0.5 * target) / (1 - abar) ** 0.5
+        abar = float(prior.alphas_cumprod[schedule[step + 1]])
+        fresh = settings.fresh_noise
+        noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
+        z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
+    return state
+
+
+def run_paper(
+    prior: LatentPrior,
+    model: BlurModel,
+    settings: PaperSettings,
+    generator: torch.Generator,
+    *,
+    kernel: Tensor | None = None,
+    callback: StepCallback | None = None,
+) -> EMState:
+    """The published EM (arXiv 2407.01027): DDIM, and gradients through all networks.
+
+    1. z_0, epsilon <- prior at z_t; z' = DDIM step with eta = 0
+    2. M-step on x_hat = D(z_0)
+    3. L = ||k * x_hat - y|| + gamma ||E(glued x_hat) - z_0||
+    4. z_{t-1} = z' - s_t grad_{z_t} L
+    """
+    state = EMState(model.padded, _delta(model) if kernel is None else kernel)
+    schedule = timesteps(prior.timesteps - 1, settings.steps)
+    with torch.no_grad():
+        z = _noise(prior.encode(model.padded), generator)
+    for step, timestep in enumerate(schedule):
+        active = takes_gradient(step, len(schedule), every=settings.every, last=settings.last)
+        with torch.set_grad_enabled(active):
+            z = z.detach().requires_grad_(active)
+            z0, epsilon = prior.predict(z, timestep)
+            state.evaluations += 1
+            if step + 1 < len(schedule):
+                abar = float(prior.alphas_cumprod[schedule[step + 1]])
+                moved = abar**0.5 * z0 + (1 - abar) ** 0.5 * epsilon
+            else:
+                moved = z0
+            if active:
+                estimate = prior.decode(z0, model.canvas)
+                if kernel is None:
+                    state.kernel = model.m_step(
+                        estimate.detach(),
+                        state.kernel,
+                        image_std=0.5 * prior.error_std(timestep),
+                        settings=settings.m_step,
+                    )
+                data = (
+                    2
+                    * ext.blur_data_term(
+                        estimate, state.kernel, model.padded, boundary="circular", mask=model.mask
+                    )
+                ).sqrt()
+                glued = _glue(model, estimate, state.kernel, settings.gluing_adjoint)
+                loss = data.sum() + settings.gluing * (prior.encode(glued) - z0).norm()
+                (gradient,) = torch.autograd.grad(loss, z)
+                state.backward_passes += 1
+                residual = float(data.detach()) / model.observation.numel() ** 0.5
+                weight = settings.step_size * annealing(
+                    settings.annealing, timestep / (prior.timesteps - 1), residual / model.noise_std
+                )
+                z = (moved - weight * gradient).detach()
+                state.image = estimate.detach()
+                report = StepReport(
+                    step, len(schedule), timestep, residual, float(state.kernel.max())
+                )
+                state.record(report, callback)
+            else:
+                z = moved
+    with torch.no_grad():
+        state.image = prior.decode(z.detach(), model.canvas)
+    return state
+
+
+def _delta(model: BlurModel) -> Tensor:
+    kernel = torch.zeros_like(model.initial_kernel())
+    kernel[..., model.kernel_size // 2, model.kernel_size // 2] = 1
+    return kernel
+
+
+def _glue(model: BlurModel, estimate: Tensor, kernel: Tensor, adjoint: bool) -> Tensor:
+    """The image with its observed part corrected: ``x + A' (y - A x)``, or without A'."""
+    misfit = model.mask * (model.padded - model.simulate(estimate, kernel))
+    if adjoint:
+        misfit = ext.blur_conv2d_adjoint(misfit, kernel, boundary="circular")
+    return estimate + misfit

@@ -1,0 +1,96 @@
+"""Figures of merit of blind deblurring: shift-aligned PSNR and kernel similarity."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def psnr(image: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each image ``[B,C,H,W]`` in [0, 1]."""
+    error = (image.clamp(0, 1) - truth).square().mean((1, 2, 3))
+    return -10 * torch.log10(error.clamp_min(1e-12))
+
+
+def maximum_normalized_correlation(kernel: Tensor, truth: Tensor) -> Tensor:
+    """MNC: the largest cross-correlation over all shifts, over the product of norms.
+
+    Args:
+        kernel: ``[B,1,k,k]``.
+        truth: ``[B|1,1,k',k']``; sizes may differ.
+
+    Returns:
+        ``[B]``, one for equal kernels, never above one.  Source: Hu and Yang, ECCV 2012.
+    """
+    height = kernel.shape[-2] + truth.shape[-2]
+    width = kernel.shape[-1] + truth.shape[-1]
+    a = torch.fft.rfft2(kernel.double(), s=(height, width))
+    b = torch.fft.rfft2(truth.double(), s=(height, width))
+    correlation = torch.fft.irfft2(a * b.conj(), s=(height, width))
+    norms = kernel.double().flatten(1).norm(dim=1) * truth.double().flatten(1).norm(dim=1)
+    return (correlation.amax((1, 2, 3)) / norms.clamp_min(1e-30)).clamp(0, 1)
+
+
+def translate(image: Tensor, dy: float, dx: float) -> Tensor:
+    """Shift ``[B,C,H,W]`` by (dy, dx) pixels, bicubic, borders repeated.
+
+    ``out[y, x] = image[y - dy, x - dx]``.
+    """
+    height, width = image.shape[-2:]
+    y = (torch.arange(height, dtype=image.dtype) - dy) * 2 / max(height - 1, 1) - 1
+    x = (torch.arange(width, dtype=image.dtype) - dx) * 2 / max(width - 1, 1) - 1
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)
+    grid = grid.expand(len(image), *grid.shape)
+    return F.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=True)
+
+
+def aligned_psnr(
+    image: Tensor, truth: Tensor, *, margin: int, search: int
+) -> tuple[float, tuple[float, float]]:
+    """PSNR of one image after the best translation.
+
+    A blind deconvolution is free to shift the image one way and the kernel the other, so the
+    raw PSNR says little.  Integer shifts up to ``search`` are tried first, then quarter pixels
+    around the best; every shift is compared on the same crop, ``margin + search`` pixels from
+    the border.  The degraded image must be measured with the same call.
+
+    Args:
+        image: ``[1,C,H,W]`` in [0, 1].
+        truth: ``[1,C,H,W]``.
+        margin: pixels to leave out, half a kernel.
+        search: largest shift in pixels.
+
+    Returns:
+        PSNR in dB and the shift (dy, dx) applied to ``image``.
+    """
+    if image.shape != truth.shape or len(image) != 1:
+        raise ValueError(f"need two images [1,C,H,W], found {image.shape} and {truth.shape}")
+    inset = margin + search
+    height, width = image.shape[-2:]
+    if min(height, width) <= 2 * inset:
+        raise ValueError(f"image {height} x {width} is too small for an inset of {inset} pixels")
+    target = truth[..., inset : height - inset, inset : width - inset]
+
+    def score(dy: float, dx: float) -> float:
+        if dy == int(dy) and dx == int(dx):
+            y, x = inset - int(dy), inset - int(dx)
+            crop = image[..., y : y + target.shape[-2], x : x + target.shape[-1]]
+        else:
+            moved = translate(image, dy, dx)
+            crop = moved[..., inset : height - inset, inset : width - inset]
+        return float(psnr(crop, target))
+
+    best: tuple[float, float, float] = max(
+        (score(dy, dx), float(dy), float(dx))
+        for dy in range(-search, search + 1)
+        for dx in range(-search, search + 1)
+    )
+    for step in (0.5, 0.25):
+        _, y, x = best
+        best = max(
+            best,
+            *((score(y + i * step, x + j * step), y + i * step, x + j * step)
+              for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j),
+        )  # fmt: skip
+    return best[0], (best[1], best[2])

@@ -1,0 +1,1 @@
+"""Forward models: what turned the sharp image into the observation."""

@@ -1,0 +1,224 @@
+"""The blur forward model: ``y = k * x + n`` on a canvas, its proximal step and its M-step.
+
+A photograph knows nothing of what lies beyond its border, yet every pixel near the border was
+blurred from there.  With the ``valid`` boundary the unknown image therefore lives on a canvas
+that is larger than the observation by the kernel's size on each side, and only the observed
+part enters the likelihood.  With ``circular`` the canvas is the observation itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import latentdem_ext as ext
+from latentdem.priors.kernel import KernelDenoiserNet
+
+BOUNDARIES = ("auto", "valid", "circular")
+
+
+def _canvas_side(side: int) -> int:
+    """Next multiple of 16 with small prime factors: good for networks and for FFTs."""
+    side += -side % 16
+    while True:
+        rest = side // 16
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return side
+        side += 16
+
+
+@dataclass(frozen=True)
+class MStepSettings:
+    """The M-step: gradient-domain least squares with the image's uncertainty, then a prior."""
+
+    iterations: int = 10
+    """Half-quadratic iterations, each pulled towards the one before."""
+    noise_weight: float = 30.0
+    """alpha in units of the noise energy, sigma^2 times the number of pixels."""
+    energy_weight: float = 1e-3
+    """alpha in units of the image's gradient energy."""
+    threshold: float = 0.05
+    """Kernel values below this share of the peak are set to zero."""
+    denoiser_share: float = 0.5
+    """Share of the kernel prior's answer in the new kernel."""
+
+
+class BlurModel:
+    """Uniform blur of one photograph.
+
+    Args:
+        observation: y, ``[1,C,H,W]`` in [0, 1].
+        kernel_size: side k of the kernel in pixels.
+        noise_std: sigma, in the image's units.
+        boundary: ``valid`` or ``circular``.
+        kernel_prior: plug-and-play denoiser of the M-step, or none.
+    """
+
+    def __init__(
+        self,
+        observation: Tensor,
+        *,
+        kernel_size: int,
+        noise_std: float,
+        boundary: str = "valid",
+        kernel_prior: KernelDenoiserNet | None = None,
+    ) -> None:
+        self.observation = observation
+        self.kernel_size = kernel_size
+        self.noise_std = noise_std
+        self.boundary = boundary
+        self.kernel_prior = kernel_prior
+        height, width = observation.shape[-2:]
+        if boundary == "valid":
+            canvas = [_canvas_side(side + 2 * kernel_size) for side in (height, width)]
+            self.top, self.left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
+        else:
+            canvas, self.top, self.left = [height, width], 0, 0
+        self.canvas = (canvas[0], canvas[1])
+        self.mask = observation.new_zeros(1, 1, *self.canvas)
+        self._view(self.mask).fill_(1)
+        self.padded = self._pad(observation)
+        self.window = self._window(height, width) if boundary == "valid" else None
+
+    # Geometry ---------------------------------------------------------------------------
+
+    def _view(self, field: Tensor) -> Tensor:
+        height, width = self.observation.shape[-2:]
+        return field[..., self.top : self.top + height, self.left : self.left + width]
+
+    def _pad(self, image: Tensor) -> Tensor:
+        """Extend to the canvas by reflection, as often as it takes."""
+        height, width = image.shape[-2:]
+        below = self.canvas[0] - height - self.top
+        right = self.canvas[1] - width - self.left
+        rows = _mirror(height, self.top, below)
+        columns = _mirror(width, self.left, right)
+        return image[..., rows, :][..., columns]
+
+    def _window(self, height: int, width: int) -> Tensor:
+        """Cosine window that falls to zero at the border over half a kernel."""
+
+        def ramp(side: int) -> Tensor:
+            length = max(1, min(self.kernel_size // 2 + 1, side // 4))
+            distance = torch.arange(side, dtype=torch.float32) + 0.5
+            distance = torch.minimum(distance, distance.flip(0))
+            return 0.5 - 0.5 * torch.cos(math.pi * (distance / length).clamp_max(1))
+
+        return torch.outer(ramp(height), ramp(width))[None, None].to(self.observation)
+
+    def crop(self, image: Tensor) -> Tensor:
+        """The part of a canvas image ``[1,C,H_c,W_c]`` under the observation."""
+        return self._view(image)
+
+    # Forward model ----------------------------------------------------------------------
+
+    def simulate(self, image: Tensor, kernel: Tensor) -> Tensor:
+        """``k * x`` on the canvas ``[1,C,H_c,W_c]``; circular, which the margin makes harmless."""
+        return ext.blur_conv2d(image, kernel, boundary="circular")
+
+    def residual_variance(self, image: Tensor, kernel: Tensor) -> float:
+        """Mean squared residual over the observed pixels."""
+        loss = ext.blur_data_term(image, kernel, self.padded, boundary="circular", mask=self.mask)
+        return 2 * float(loss) / self.observation.numel()
+
+    def initial_kernel(self) -> Tensor:
+        """A 5 x 5 box: a start that neither a delta nor a full box is."""
+        kernel = self.observation.new_zeros(1, 1, self.kernel_size, self.kernel_size)
+        centre, reach = self.kernel_size // 2, min(2, self.kernel_size // 2)
+        inside = slice(centre - reach, min(centre + reach + 1, self.kernel_size))
+        kernel[..., inside, inside] = 1
+        return kernel / kernel.sum()
+
+    # E-step -----------------------------------------------------------------------------
+
+    def proximal(
+        self, estimate: Tensor, kernel: Tensor, *, ratio: float, imputations: int = 3
+    ) -> Tensor:
+        """``argmin_x ||k * x - y||^2 / (2 s^2) + ||x - x_hat||^2 / (2 r^2)``, in Fourier space.
+
+        ``X = X_hat + conj(K) (Y - K X_hat) / (|K|^2 + s^2 / r^2)``.  What the observation does
+        not show is missing data: it is imputed by the model's own prediction, as EM does.
+
+        Args:
+            estimate: x_hat, ``[1,C,H_c,W_c]``.
+            kernel: ``[1,1,k,k]``.
+            ratio: ``s^2 / r^2``.
+            imputations: passes; one suffices where nothing is missing.
+        """
+        size = self.canvas
+        grid = F.pad(kernel, (0, size[1] - kernel.shape[-1], 0, size[0] - kernel.shape[-2]))
+        centre = (-(kernel.shape[-2] // 2), -(kernel.shape[-1] // 2))
+        transfer = torch.fft.rfft2(grid.roll(centre, (-2, -1)))
+        gain = transfer.conj() / (transfer.abs().square() + ratio)
+        prediction = torch.fft.irfft2(transfer * torch.fft.rfft2(estimate), s=size)
+        passes = imputations if self.boundary == "valid" else 1
+        # Within the mask the target is y; outside it is what the current x predicts.
+        misfit = self.mask * (self.padded - prediction)
+        spectrum = gain * torch.fft.rfft2(misfit)
+        for _ in range(passes - 1):
+            change = torch.fft.irfft2(transfer * spectrum, s=size)
+            misfit = self.mask * (self.padded - prediction) + (1 - self.mask) * change
+            spectrum = gain * torch.fft.rfft2(misfit)
+        return estimate + torch.fft.irfft2(spectrum, s=size)
+
+    # M-step -----------------------------------------------------------------------------
+
+    def m_step(
+        self, image: Tensor, kernel: Tensor, *, image_std: float, settings: MStepSettings
+    ) -> Tensor:
+        """MAP estimate of the kernel from the current image ``[1,C,H_c,W_c]``.
+
+        Args:
+            image: x_hat on the canvas.
+            kernel: the kernel before.
+            image_std: r_t, standard deviation of the error of ``image``.
+            settings: see :class:`MStepSettings`.
+        """
+        x = self.crop(image)
+        down, right = x.diff(dim=-2)[..., :-1], x.diff(dim=-1)[..., :-1, :]
+        weight = 1.0 if self.window is None else self.window[..., :-1, :-1]
+        energy = float(((down * weight).square() + (right * weight).square()).sum())
+        pixels = x.shape[-1] * x.shape[-2] if self.window is None else self.window.square().sum()
+        alpha = (
+            settings.noise_weight * float(pixels) * self.noise_std**2
+            + settings.energy_weight * energy
+        )
+        estimate = ext.kernel_map_update(
+            x,
+            self.observation,
+            kernel,
+            noise_std=self.noise_std,
+            penalty=alpha / self.noise_std**2,
+            regularization=0.0,
+            iterations=settings.iterations,
+            prior="none",
+            domain="gradient",
+            window=self.window,
+            image_variance=image_std**2,
+        )
+        return self._regularize(estimate, settings)
+
+    def _regularize(self, kernel: Tensor, settings: MStepSettings) -> Tensor:
+        floor = settings.threshold * kernel.amax((-2, -1), keepdim=True)
+        kernel = torch.where(kernel >= floor, kernel, torch.zeros_like(kernel))
+        kernel = ext.recenter_kernel(kernel / kernel.sum(), subpixel=False)
+        if self.kernel_prior is not None and settings.denoiser_share > 0:
+            denoised = self.kernel_prior(kernel)
+            kernel = torch.lerp(kernel, denoised, settings.denoiser_share)
+        return kernel / kernel.sum()
+
+
+def _mirror(side: int, before: int, after: int) -> Tensor:
+    """Indices of a whole-sample symmetric extension of any length."""
+    if side == 1:
+        return torch.zeros(before + side + after, dtype=torch.long)
+    period = 2 * (side - 1)
+    index = torch.arange(-before, side + after) % period
+    return torch.where(index < side, index, period - index)

@@ -1,0 +1,241 @@
+"""Latent diffusion priors: an autoencoder, a denoiser and its noise schedule.
+
+Everything the EM driver asks of a prior is in :class:`LatentPrior`; anything made of diffusers
+classes fits, see :meth:`LatentPrior.from_diffusers`.  Images are in [0, 1] outside and in
+[-1, 1] only between these lines and the networks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+PACKAGED = ASSETS / "natural.safetensors"
+
+
+@dataclass
+class LatentPrior:
+    """A latent diffusion model, with latents standardised to about unit variance.
+
+    Args:
+        autoencoder: diffusers autoencoder with ``encode(x).latent_dist`` and ``decode(z).sample``.
+        denoiser: diffusers UNet, ``denoiser(z, t).sample``.
+        alphas_cumprod: ``abar_t`` of every training timestep, ``[T]``.
+        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``.
+        latent_mean: ``[c,1,1]`` subtracted from latents.
+        latent_std: ``[c,1,1]`` they are divided by.
+        unshuffle: pixel-unshuffle factor in front of the autoencoder, 1 for none.
+        calibration_timesteps: where ``calibration_rmse`` was measured, ``[N]`` ascending.
+        calibration_rmse: pixel RMSE (images in [0, 1]) of ``D(E[z_0 | z_t])``, ``[N]``.
+        multiple: image sides are padded to a multiple of this many pixels.
+        conditioning: extra keyword arguments of the denoiser (a prompt's embedding, say).
+        name: for reports.
+    """
+
+    autoencoder: Any
+    denoiser: Any
+    alphas_cumprod: Tensor
+    prediction_type: str
+    latent_mean: Tensor
+    latent_std: Tensor
+    unshuffle: int
+    calibration_timesteps: Tensor
+    calibration_rmse: Tensor
+    multiple: int = 16
+    conditioning: dict[str, Any] = field(default_factory=dict)
+    name: str = "custom"
+
+    @property
+    def timesteps(self) -> int:
+        """Number of training timesteps T."""
+        return len(self.alphas_cumprod)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Mean latents of ``image [B,3,H,W]`` in [0, 1] (values outside are allowed)."""
+        pad = [-side % self.multiple for side in image.shape[-2:]]
+        # Replication works for any amount of padding, reflection only below the image's size.
+        padded = F.pad(image, (0, pad[1], 0, pad[0]), mode="replicate") if any(pad) else image
+        x = padded * 2 - 1
+        if self.unshuffle > 1:
+            x = F.pixel_unshuffle(x, self.unshuffle)
+        latents = self.autoencoder.encode(
+            x.contiguous(memory_format=torch.channels_last)
+        ).latent_dist.mode()
+        return (latents - self.latent_mean) / self.latent_std
+
+    def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Image ``[B,3,H,W]`` of ``size`` (H, W); nominally in [0, 1], not clamped."""
+        z = (latents * self.latent_std + self.latent_mean).contiguous(
+            memory_format=torch.channels_last
+        )
+        x = self.autoencoder.decode(z).sample
+        if self.unshuffle > 1:
+            x = F.pixel_shuffle(x, self.unshuffle)
+        return (x[..., : size[0], : size[1]] + 1) / 2
+
+    def predict(self, noisy: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        """``(E[z_0 | z_t], E[epsilon | z_t])`` of latents at ``timestep``."""
+        abar = float(self.alphas_cumprod[timestep])
+        signal, noise = abar**0.5, (1 - abar) ** 0.5
+        output = self.denoiser(
+            noisy.contiguous(memory_format=torch.channels_last), timestep, **self.conditioning
+        ).sample
+        if self.prediction_type == "v_prediction":
+            return signal * noisy - noise * output, noise * noisy + signal * output
+        if self.prediction_type == "epsilon":
+            return (noisy - noise * output) / signal, output
+        return output, (noisy - signal * output) / noise
+
+    def error_std(self, timestep: float) -> float:
+        """r_t: measured pixel RMSE of the decoded estimate at ``timestep``, interpolated."""
+        t, r = self.calibration_timesteps, self.calibration_rmse
+        index = int(torch.searchsorted(t, float(timestep)).clamp(1, len(t) - 1))
+        share = (timestep - float(t[index - 1])) / float(t[index] - t[index - 1])
+        share = min(max(share, 0.0), 1.0)
+        return float(torch.lerp(r[index - 1], r[index], share))
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        autoencoder: Any,
+        denoiser: Any,
+        scheduler: Any,
+        *,
+        images: Tensor,
+        conditioning: dict[str, Any] | None = None,
+        name: str = "custom",
+    ) -> LatentPrior:
+        """Wrap a user's own model, for example Stable Diffusion's parts.
+
+        Args:
+            autoencoder: ``AutoencoderKL`` or one with its interface.
+            denoiser: ``UNet2DModel`` or ``UNet2DConditionModel``.
+            scheduler: any diffusers scheduler with ``alphas_cumprod``.
+            images: a few sharp pictures ``[B,3,H,W]`` in [0, 1], to calibrate r_t on.
+            conditioning: for a conditional UNet, ``{"encoder_hidden_states": embedding}``.
+            name: for reports.
+        """
+        config = autoencoder.config
+        scale = float(getattr(config, "scaling_factor", None) or 1.0)
+        shift = float(getattr(config, "shift_factor", None) or 0.0)
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        prior = cls(
+            autoencoder=autoencoder.eval().requires_grad_(False),
+            denoiser=denoiser.eval().requires_grad_(False),
+            alphas_cumprod=scheduler.alphas_cumprod,
+            prediction_type=scheduler.config.prediction_type,
+            latent_mean=torch.full((1, 1, 1), shift),
+            latent_std=torch.full((1, 1, 1), 1 / scale),
+            unshuffle=1,
+            calibration_timesteps=torch.empty(0),
+            calibration_rmse=torch.empty(0),
+            multiple=factor * 8,
+            conditioning=conditioning or {},
+            name=name,
+        )
+        prior.calibrate(images)
+        return prior
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor | list[Tensor], *, seed: int = 0) -> None:
+        """Measure r_t on sharp images in [0, 1]: noise their latents, denoise, decode, compare."""
+        batch = list(images) if isinstance(images, Tensor) else images
+        batch = [image if image.dim() == 4 else image[None] for image in batch]
+        grid = [int(f * (self.timesteps - 1)) for f in (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)]
+        errors = []
+        for timestep in grid:
+            generator = torch.Generator().manual_seed(seed)
+            abar = float(self.alphas_cumprod[timestep])
+            total = 0.0
+            for image in batch:
+                latents = self.encode(image)
+                noise = torch.randn(latents.shape, generator=generator)
+                noisy = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
+                estimate, _ = self.predict(noisy, timestep)
+                size = (image.shape[-2], image.shape[-1])
+                total += float((self.decode(estimate, size) - image).square().mean())
+            errors.append((total / len(batch)) ** 0.5)
+        self.calibration_timesteps = torch.tensor(grid, dtype=torch.float32)
+        self.calibration_rmse = torch.tensor(errors, dtype=torch.float32)
+
+
+def save_prior(
+    path: Path,
+    prior: LatentPrior,
+    *,
+    autoencoder_config: dict[str, Any],
+    denoiser_config: dict[str, Any],
+    scheduler_config: dict[str, Any],
+) -> None:
+    """Write a packaged prior: float16 weights, architecture and calibration in one file."""
+    tensors = {f"autoencoder.{k}": v.half() for k, v in prior.autoencoder.state_dict().items()}
+    tensors |= {f"denoiser.{k}": v.half() for k, v in prior.denoiser.state_dict().items()}
+    for name in ("latent_mean", "latent_std", "calibration_timesteps", "calibration_rmse"):
+        tensors[name] = getattr(prior, name).float()
+    metadata = {
+        "name": prior.name,
+        "unshuffle": str(prior.unshuffle),
+        "autoencoder": json.dumps(autoencoder_config),
+        "denoiser": json.dumps(denoiser_config),
+        "scheduler": json.dumps(scheduler_config),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+    partial.replace(path)
+
+
+def _config(text: str) -> dict[str, Any]:
+    """Constructor arguments; diffusers' private entries (``_class_name`` ...) are left out."""
+    return {k: v for k, v in json.loads(text).items() if not k.startswith("_")}
+
+
+def load_prior(path: Path | str | None = None) -> LatentPrior:
+    """Load the packaged natural-image prior, or one written by ``latentdem train-prior``.
+
+    Needs no network; reads safetensors only.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a prior of this package.
+    """
+    path = PACKAGED if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no prior at {path}; train one with: latentdem train-prior")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if "autoencoder" not in metadata or "denoiser" not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not a prior of latentdem")
+    autoencoder = AutoencoderKL(**_config(metadata["autoencoder"]))
+    denoiser = UNet2DModel(**_config(metadata["denoiser"]))
+    scheduler = DDIMScheduler(**_config(metadata["scheduler"]))
+    for module, prefix in ((autoencoder, "autoencoder."), (denoiser, "denoiser.")):
+        weights = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        module.load_state_dict(weights)
+        module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return LatentPrior(
+        autoencoder=autoencoder,
+        denoiser=denoiser,
+        alphas_cumprod=scheduler.alphas_cumprod,
+        prediction_type=scheduler.config.prediction_type,
+        latent_mean=tensors["latent_mean"],
+        latent_std=tensors["latent_std"],
+        unshuffle=int(metadata["unshuffle"]),
+        calibration_timesteps=tensors["calibration_timesteps"],
+        calibration_rmse=tensors["calibration_rmse"],
+        name=metadata["name"],
+    )

@@ -1,0 +1,80 @@
+"""The two training commands: data, loops, calibration, safetensors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+
+from latentdem.priors.kernel import save_kernel_prior
+from latentdem.priors.latent import LatentPrior, save_prior
+from latentdem.training.autoencoder import mean_psnr, train_autoencoder, validation_images
+from latentdem.training.data import fetch, read_manifest
+from latentdem.training.diffusion import SCHEDULER, train_diffusion
+from latentdem.training.kernels import train_kernel_prior
+
+
+def _round_to_half(model: torch.nn.Module) -> torch.nn.Module:
+    """The weights as they are shipped: everything after is measured on these."""
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.half().float()
+    return rounded.eval()
+
+
+def make_prior(
+    data: Path, runs: Path, output: Path, *, autoencoder_minutes: float, diffusion_minutes: float
+) -> None:
+    """Train (or go on training) both networks and write the prior to ``output``.
+
+    Checkpoints in ``runs`` make a killed run go on where it was; a finished stage is not
+    trained again unless its minutes are raised.
+    """
+    fetch(data, read_manifest())
+    checkpoint = runs / "autoencoder.safetensors"
+    trained = train_autoencoder(data, checkpoint, minutes=autoencoder_minutes, resume=True)
+    autoencoder = cast(AutoencoderKL, _round_to_half(trained))
+    denoiser, mean, std = train_diffusion(
+        data,
+        autoencoder,
+        runs / "diffusion.safetensors",
+        minutes=diffusion_minutes,
+        resume=True,
+    )
+    scheduler = DDIMScheduler(**SCHEDULER)
+    held_out = validation_images(data)
+    prior = LatentPrior(
+        autoencoder=autoencoder,
+        denoiser=_round_to_half(denoiser),
+        alphas_cumprod=scheduler.alphas_cumprod,
+        prediction_type=scheduler.config.prediction_type,
+        latent_mean=mean[:, None, None],
+        latent_std=std[:, None, None],
+        unshuffle=2,
+        calibration_timesteps=torch.empty(0),
+        calibration_rmse=torch.empty(0),
+        name="latentdem natural images 1",
+    )
+    prior.calibrate([(image + 1) / 2 for image in held_out])
+    save_prior(
+        output,
+        prior,
+        autoencoder_config=dict(autoencoder.config),
+        denoiser_config=dict(cast(UNet2DModel, denoiser).config),
+        scheduler_config=dict(scheduler.config),
+    )
+    print(f"held-out round trip {mean_psnr(autoencoder, held_out):.2f} dB")
+    for timestep, rmse in zip(prior.calibration_timesteps, prior.calibration_rmse, strict=True):
+        print(f"t = {int(timestep):4d}  pixel RMSE {float(rmse):.4f}")
+    print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def make_kernel_prior(data: Path, runs: Path, output: Path, *, minutes: float) -> None:
+    """Train (or go on training) the kernel denoiser and write it to ``output``."""
+    fetch(data, read_manifest())
+    model = train_kernel_prior(data, runs / "kernel.safetensors", minutes=minutes, resume=True)
+    save_kernel_prior(output, model)
+    print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")

@@ -1,0 +1,86 @@
+"""The forward model: canvas, proximal step, M-step."""
+
+import pytest
+import torch
+
+import latentdem_ext as ext
+from latentdem.metrics import maximum_normalized_correlation
+from latentdem.operators.blur import BlurModel, MStepSettings
+from latentdem.operators.motion import random_motion_kernel
+
+
+def scene(side=96, seed=0):
+    """Random rectangles: edges in every direction, like a photograph."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.full((1, 3, side, side), 0.5)
+    for _ in range(60):
+        y, x = (int(torch.randint(0, side - 4, (), generator=generator)) for _ in range(2))
+        h, w = (int(torch.randint(3, side // 3, (), generator=generator)) for _ in range(2))
+        image[..., y : y + h, x : x + w] = torch.rand(1, 3, 1, 1, generator=generator)
+    return image
+
+
+@pytest.mark.parametrize("size", [(40, 37), (17, 90), (9, 9)])
+def test_canvas_holds_the_observation(size):
+    observed = torch.rand(1, 3, *size)
+    model = BlurModel(observed, kernel_size=9, noise_std=0.01)
+    assert all(side % 16 == 0 for side in model.canvas)
+    assert all(c >= s + 18 for c, s in zip(model.canvas, size, strict=True))
+    assert torch.equal(model.crop(model.padded), observed)
+    assert model.mask.sum() == size[0] * size[1]
+    assert model.padded.shape[-2:] == model.canvas
+
+
+def test_circular_proximal_step_is_the_minimiser():
+    observed, estimate = torch.rand(2, 1, 3, 24, 24).double()
+    kernel = torch.rand(1, 1, 5, 5).double()
+    kernel /= kernel.sum()
+    model = BlurModel(observed, kernel_size=5, noise_std=0.01, boundary="circular")
+    ratio = 0.07
+    x = model.proximal(estimate, kernel, ratio=ratio)
+    # Gradient of ||k*x - y||^2 / 2 + ratio ||x - x_hat||^2 / 2 vanishes there.
+    _, gradient, _ = ext.blur_gradients(x, kernel, observed)
+    assert (gradient + ratio * (x - estimate)).abs().max() < 1e-10
+
+
+def test_imputation_approaches_the_masked_minimiser():
+    observed = torch.rand(1, 3, 32, 32).double()
+    model = BlurModel(observed, kernel_size=5, noise_std=0.01)
+    estimate = torch.rand(1, 3, *model.canvas).double()
+    kernel = random_motion_kernel(5, seed=1).double()
+    sizes = []
+    for passes in (1, 3, 40):
+        x = model.proximal(estimate, kernel, ratio=0.5, imputations=passes)
+        _, gradient, _ = ext.blur_gradients(x, kernel, model.padded, mask=model.mask)
+        sizes.append(float((gradient + 0.5 * (x - estimate)).norm()))
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[2] < 1e-4 * sizes[0]
+
+
+@pytest.mark.parametrize("boundary", ["valid", "circular"])
+def test_m_step_finds_the_kernel_of_the_true_image(boundary):
+    kernel = random_motion_kernel(11, seed=3)
+    sharp = scene(128)
+    observed = ext.blur_conv2d(sharp, kernel, boundary=boundary)
+    model = BlurModel(observed, kernel_size=11, noise_std=0.005, boundary=boundary)
+    image = sharp
+    if boundary == "valid":
+        image = model.padded.clone()
+        model.crop(image).copy_(sharp[..., 5:-5, 5:-5])
+    found = model.initial_kernel()
+    settings = MStepSettings(denoiser_share=0)
+    for _ in range(5):
+        found = model.m_step(image, found, image_std=0.01, settings=settings)
+    assert maximum_normalized_correlation(found, kernel) > 0.97
+    assert found.min() >= 0
+    assert float(found.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_residual_variance_sees_only_the_observation():
+    observed = torch.rand(1, 3, 32, 32)
+    model = BlurModel(observed, kernel_size=5, noise_std=0.01)
+    delta = torch.zeros(1, 1, 5, 5)
+    delta[..., 2, 2] = 1
+    other = model.padded + 5 * (1 - model.mask)
+    assert model.residual_variance(other, delta) < 1e-9
+    assert model.residual_variance(other + 0.1 * model.mask, delta) == pytest.approx(0.01, rel=1e-3)
