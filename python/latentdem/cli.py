@@ -251,7 +251,7 @@ def train_prior(
     ] = Path("data"),
     runs: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),
     autoencoder_minutes: Annotated[float, typer.Option(help="Minutes for the autoencoder.")] = 45,
-    diffusion_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 56,
+    diffusion_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 48,
 ) -> None:
     """Train the natural-image prior: an autoencoder, then a latent diffusion model.
 

@@ -29,13 +29,14 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     if path.is_dir():
         raise InputError(f"{path}: is a folder, not an image")
     try:
-        image = Image.open(path)
-        image.load()
+        with path.open("rb") as stream:
+            image = Image.open(stream)
+            image.load()
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise InputError(f"{path}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: damaged or truncated image ({error})") from None
-    return ImageOps.exif_transpose(image)
 
 
 def from_pil(image: Image.Image) -> Tensor:

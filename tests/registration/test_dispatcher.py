@@ -1,6 +1,7 @@
 """Both faces of the operators agree, and the stubs describe what is there."""
 
 import ast
+import importlib
 import inspect
 import pickle
 from pathlib import Path
@@ -103,8 +104,7 @@ def test_operators_pickle():
 
 
 def test_a_mismatched_torch_is_explained(monkeypatch):
-    from latentdem_ext import _load
-
-    monkeypatch.setattr(_load.torch, "__version__", "1.0.0")
+    loader = importlib.import_module("latentdem_ext._load")
+    monkeypatch.setattr(loader.torch, "__version__", "1.0.0")
     with pytest.raises(ImportError, match=r"built for torch .* but torch 1.0.0 is installed"):
-        _load.load()
+        loader.load()

@@ -47,10 +47,10 @@ def takes_gradient(step: int, steps: int, *, every: int, last: int) -> bool:
     return step % every == 0 or step >= steps - last
 
 
-def timesteps(start: int, steps: int) -> list[int]:
+def descending(start: int, steps: int) -> list[int]:
     """``steps`` descending timesteps from ``start`` to 0, evenly spaced.
 
-    >>> timesteps(600, 4)
+    >>> descending(600, 4)
     [600, 400, 200, 0]
     """
     if steps == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from latentdem.em.schedules import ANNEALINGS
+from latentdem.em.schedules import ANNEALINGS, descending
 from latentdem.operators.blur import MStepSettings
 
 
@@ -16,6 +16,10 @@ class ProxSettings:
     """Steps of one reverse trajectory."""
     start: float = 0.6
     """Noise level t / T that the trajectory starts from, at the noised observation."""
+    refinement_steps: int = 0
+    """How many of the steps belong to a second, shorter trajectory from the first's result."""
+    refinement_start: float = 0.3
+    """Noise level that the second trajectory starts from."""
     error_scale: float = 0.5
     """r_t as a share of the prior's measured pixel RMSE at t."""
     excess_weight: float = 0.1
@@ -29,6 +33,13 @@ class ProxSettings:
     def __post_init__(self) -> None:
         _check(self.steps > 0, "steps must be positive", self.steps)
         _check(0 < self.start < 1, "start must lie between 0 and 1", self.start)
+
+    def schedule(self, timesteps: int) -> list[int]:
+        """Timesteps of the whole run, for a prior with ``timesteps`` training timesteps."""
+        second = min(self.refinement_steps, self.steps - 1)
+        top = timesteps - 1
+        first = descending(round(self.start * top), self.steps - second)
+        return first + (descending(round(self.refinement_start * top), second) if second else [])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import latentdem_ext as ext
-from latentdem.em.schedules import annealing, takes_gradient, timesteps
+from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
 from latentdem.priors.latent import LatentPrior
@@ -76,7 +76,7 @@ def run_prox(
     4. z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
     """
     state = EMState(model.padded, model.initial_kernel() if kernel is None else kernel)
-    schedule = timesteps(round(settings.start * (prior.timesteps - 1)), settings.steps)
+    schedule = settings.schedule(prior.timesteps)
     abar = float(prior.alphas_cumprod[schedule[0]])
     start = prior.encode(model.padded)
     z = abar**0.5 * start + (1 - abar) ** 0.5 * _noise(start, generator)
@@ -104,7 +104,8 @@ def run_prox(
         abar = float(prior.alphas_cumprod[timestep])
         predicted = (z - abar**0.5 * target) / (1 - abar) ** 0.5
         abar = float(prior.alphas_cumprod[schedule[step + 1]])
-        fresh = settings.fresh_noise
+        # Going up again, to the second trajectory, the predicted noise means nothing.
+        fresh = settings.fresh_noise if schedule[step + 1] < timestep else 1.0
         noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
         z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
     return state
@@ -127,7 +128,7 @@ def run_paper(
     4. z_{t-1} = z' - s_t grad_{z_t} L
     """
     state = EMState(model.padded, _delta(model) if kernel is None else kernel)
-    schedule = timesteps(prior.timesteps - 1, settings.steps)
+    schedule = descending(prior.timesteps - 1, settings.steps)
     with torch.no_grad():
         z = _noise(prior.encode(model.padded), generator)
     for step, timestep in enumerate(schedule):

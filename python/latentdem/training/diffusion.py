@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from rich.progress import track
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdem.training.autoencoder import LATENT_CHANNELS, validation_images
@@ -111,7 +112,8 @@ def train_diffusion(
     """Train the UNet; returns its EMA weights and the latents' mean and standard deviation."""
     torch.manual_seed(0)
     sampler = LatentSampler(folder, autoencoder, seed=21)
-    mean, std = (s[:, None, None] for s in sampler.statistics())
+    mean, std = (s[:, None, None].contiguous() for s in sampler.statistics())
+    save_file({"mean": mean, "std": std}, checkpoint.with_name("latent_statistics.safetensors"))
     sampler.rng = np.random.default_rng(22 + resume)
     scheduler = DDPMScheduler(**SCHEDULER)
     held_out = [
