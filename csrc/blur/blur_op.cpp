@@ -19,8 +19,9 @@
 namespace latentdem {
 namespace {
 
-// Direct convolution costs taps, the spectral path a few transforms whatever the kernel.
-constexpr int64_t kDirectTaps = 81;
+// Direct convolution costs taps, the spectral path a few transforms whatever the kernel. At
+// [8,3,256,256] the loss with both gradients takes 8 ms spectrally, and directly 1 ms a tap.
+constexpr int64_t kDirectTaps = 9;
 
 Boundary parse_boundary(std::string_view name) {
   if (name == "circular") return Boundary::kCircular;
