@@ -5,7 +5,9 @@ import torch
 
 import latentdem_ext as ext
 from latentdem.metrics import maximum_normalized_correlation
-from latentdem.operators.blur import BlurModel, MStepSettings
+from latentdem.operators.blur import BlurModel, EdgeStepSettings, MStepSettings
+from latentdem.operators.edges import l0_deconvolution
+from latentdem.operators.initialization import estimate_kernel, kernel_sizes
 from latentdem.operators.motion import random_motion_kernel
 
 
@@ -84,3 +86,53 @@ def test_residual_variance_sees_only_the_observation():
     other = model.padded + 5 * (1 - model.mask)
     assert model.residual_variance(other, delta) < 1e-9
     assert model.residual_variance(other + 0.1 * model.mask, delta) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_edge_step_is_not_fooled_by_ringing():
+    """From an image restored with a wrong kernel, edges give a better kernel than all gradients."""
+    kernel = random_motion_kernel(11, seed=3)
+    sharp = scene(138)
+    observed = ext.blur_conv2d(sharp, kernel, boundary="valid")
+    observed = observed + 0.01 * torch.randn(observed.shape)
+    model = BlurModel(observed, kernel_size=11, noise_std=0.01)
+    wrong = model.initial_kernel()
+    image = model.proximal(model.padded, wrong, ratio=0.01)
+    found = model.edge_step(image, wrong, EdgeStepSettings(denoiser_share=0))
+    plain = EdgeStepSettings(denoiser_share=0, edge_weight=1e-7)
+    naive = model.edge_step(image, wrong, plain)
+    before = maximum_normalized_correlation(wrong, kernel)
+    after = maximum_normalized_correlation(found, kernel)
+    assert after > before + 0.05
+    assert after > maximum_normalized_correlation(naive, kernel)
+    assert found.min() >= 0
+    assert float(found.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["valid", "circular"])
+def test_first_kernel_from_the_observation_alone(boundary):
+    kernel = random_motion_kernel(15, seed=8)
+    observed = ext.blur_conv2d(scene(160, seed=1), kernel, boundary=boundary)
+    observed = observed + 0.005 * torch.randn(observed.shape)
+    found = estimate_kernel(observed, 15, boundary=boundary)
+    delta = torch.zeros_like(kernel)
+    delta[..., 7, 7] = 1
+    assert maximum_normalized_correlation(found, kernel) > 0.75
+    assert maximum_normalized_correlation(delta, kernel) < 0.5
+    assert float(found.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 9, 25, 65])
+def test_kernel_sizes_are_odd_and_rise(size):
+    sizes = kernel_sizes(size)
+    assert sizes[-1] == size
+    assert all(a < b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    assert all(s % 2 == 1 for s in sizes)
+
+
+def test_l0_smoothing_keeps_edges_and_drops_texture():
+    step = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
+    step[..., 8:24, 8:24] = 1
+    textured = step + 0.02 * torch.randn(step.shape, dtype=torch.float64)
+    smooth = l0_deconvolution(textured, None, weight=0.02)
+    assert (smooth - step).abs().max() < 0.05
+    assert (smooth - step).norm() < 0.5 * (textured - step).norm()

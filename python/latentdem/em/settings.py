@@ -4,42 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from latentdem.em.schedules import ANNEALINGS, descending
-from latentdem.operators.blur import MStepSettings
+from latentdem.em.schedules import ANNEALINGS
+from latentdem.operators.blur import EdgeStepSettings, MStepSettings
 
 
 @dataclass(frozen=True)
 class ProxSettings:
     """``prox``: proximal E-step without back-propagation (the default method)."""
 
-    steps: int = 60
-    """Steps of one reverse trajectory."""
-    start: float = 0.6
+    steps: int = 16
+    """Steps of the reverse trajectory."""
+    chains: int = 2
+    """Trajectories with a shared kernel; their mean is the result."""
+    start: float = 0.4
     """Noise level t / T that the trajectory starts from, at the noised observation."""
-    refinement_steps: int = 0
-    """How many of the steps belong to a second, shorter trajectory from the first's result."""
-    refinement_start: float = 0.3
-    """Noise level that the second trajectory starts from."""
-    error_scale: float = 0.5
-    """r_t as a share of the prior's measured pixel RMSE at t."""
+    error_scale: float = 1.4
+    """r_t as a multiple of the prior's measured pixel RMSE at t (blur adds to the error)."""
     excess_weight: float = 0.1
     """Share of the excess residual that counts as error of the kernel, in s^2."""
     fresh_noise: float = 0.7
     """Share of new noise, against the predicted one, when going to the next level."""
     imputations: int = 3
     """Passes that fill in the unobserved margin of the canvas."""
-    m_step: MStepSettings = field(default_factory=MStepSettings)
+    m_step: EdgeStepSettings = field(default_factory=EdgeStepSettings)
 
     def __post_init__(self) -> None:
         _check(self.steps > 0, "steps must be positive", self.steps)
+        _check(self.chains > 0, "chains must be positive", self.chains)
         _check(0 < self.start < 1, "start must lie between 0 and 1", self.start)
-
-    def schedule(self, timesteps: int) -> list[int]:
-        """Timesteps of the whole run, for a prior with ``timesteps`` training timesteps."""
-        second = min(self.refinement_steps, self.steps - 1)
-        top = timesteps - 1
-        first = descending(round(self.start * top), self.steps - second)
-        return first + (descending(round(self.refinement_start * top), second) if second else [])
 
 
 @dataclass(frozen=True)

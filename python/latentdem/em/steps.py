@@ -12,6 +12,7 @@ import latentdem_ext as ext
 from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.initialization import estimate_kernel
 from latentdem.priors.latent import LatentPrior
 
 StepCallback = Callable[["StepReport"], None]
@@ -69,43 +70,53 @@ def run_prox(
 ) -> EMState:
     """EM with the proximal E-step.  ``kernel``: known, so that only the image is sought.
 
-    1. z_0, epsilon <- prior at z_t; x_hat = D(z_0)
-    2. M-step: kernel from x_hat, with r_t as its uncertainty
-    3. E-step: x* = prox of the data term at x_hat with s^2 / r_t^2, where
-       s^2 = sigma^2 + excess residual; z* = z_0 + E(x*) - E(x_hat)
-    4. z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
+    0. first kernel from the observation's edges, coarse to fine
+    1. z_0 <- prior at z_t; x_hat = D(z_0)
+    2. E-step: x* = prox of the data term at x_hat with s^2 / r_t^2, where
+       s^2 = sigma^2 + excess residual
+    3. M-step: kernel from the salient edges of x*, averaged over the chains
+    4. z* = z_0 + E(x*) - E(x_hat), and
+       z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
     """
-    state = EMState(model.padded, model.initial_kernel() if kernel is None else kernel)
-    schedule = settings.schedule(prior.timesteps)
+    blind = kernel is None
+    if kernel is None:
+        kernel = estimate_kernel(
+            model.observation,
+            model.kernel_size,
+            boundary=model.boundary,
+            kernel_prior=model.kernel_prior,
+        )
+    state = EMState(model.padded, kernel)
+    schedule = descending(round(settings.start * (prior.timesteps - 1)), settings.steps)
     abar = float(prior.alphas_cumprod[schedule[0]])
-    start = prior.encode(model.padded)
-    z = abar**0.5 * start + (1 - abar) ** 0.5 * _noise(start, generator)
+    latents = prior.encode(model.padded).expand(settings.chains, -1, -1, -1)
+    z = abar**0.5 * latents + (1 - abar) ** 0.5 * _noise(latents, generator)
     for step, timestep in enumerate(schedule):
         z0, _ = prior.predict(z, timestep)
         estimate = prior.decode(z0, model.canvas)
-        state.evaluations += 1
-        r = settings.error_scale * prior.error_std(timestep)
-        if kernel is None:
-            state.kernel = model.m_step(
-                estimate, state.kernel, image_std=r, settings=settings.m_step
-            )
+        state.evaluations += settings.chains
         variance = model.residual_variance(estimate, state.kernel)
         excess = max(0.0, variance - model.noise_std**2)
         s2 = model.noise_std**2 + settings.excess_weight * excess
-        state.image = model.proximal(
+        r = settings.error_scale * prior.error_std(timestep)
+        images = model.proximal(
             estimate, state.kernel, ratio=s2 / r**2, imputations=settings.imputations
         )
-        report = StepReport(step, len(schedule), timestep, variance**0.5, float(state.kernel.max()))
+        state.image = images.mean(0, keepdim=True)
+        residual = model.residual_variance(state.image, state.kernel) ** 0.5
+        report = StepReport(step, len(schedule), timestep, residual, float(state.kernel.max()))
         state.record(report, callback)
         if step + 1 == len(schedule):
             break
-        both = prior.encode(torch.cat([state.image, estimate]))
-        target = z0 + both[:1] - both[1:]
+        if blind:
+            state.kernel = model.edge_step(state.image, state.kernel, settings.m_step)
+        # One by one: batched convolutions of this size are no faster, and need more memory.
+        change = torch.cat([prior.encode(x[None]) for x in (*images, *estimate)])
+        target = z0 + change[: len(z0)] - change[len(z0) :]
         abar = float(prior.alphas_cumprod[timestep])
         predicted = (z - abar**0.5 * target) / (1 - abar) ** 0.5
         abar = float(prior.alphas_cumprod[schedule[step + 1]])
-        # Going up again, to the second trajectory, the predicted noise means nothing.
-        fresh = settings.fresh_noise if schedule[step + 1] < timestep else 1.0
+        fresh = settings.fresh_noise
         noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
         z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
     return state

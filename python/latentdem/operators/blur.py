@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import latentdem_ext as ext
+from latentdem.operators.edges import l0_deconvolution, transfer_function
 from latentdem.priors.kernel import KernelDenoiserNet
 
 BOUNDARIES = ("auto", "valid", "circular")
@@ -34,9 +34,25 @@ def _canvas_side(side: int) -> int:
         side += 16
 
 
+THRESHOLD = 0.05
+"""Kernel values below this share of the peak are set to zero."""
+
+
+@dataclass(frozen=True)
+class EdgeStepSettings:
+    """The M-step of ``prox``: least squares on the salient edges of the image."""
+
+    edge_weight: float = 0.015
+    """lambda of the L0 smoothing that picks the edges (see ``operators/edges.py``)."""
+    kernel_weight: float = 2.0
+    """Weight of the kernel's squared norm, in squared grey values summed over the image."""
+    denoiser_share: float = 0.5
+    """Share of the kernel prior's answer in the new kernel."""
+
+
 @dataclass(frozen=True)
 class MStepSettings:
-    """The M-step: gradient-domain least squares with the image's uncertainty, then a prior."""
+    """The M-step of ``paper``: all gradients, with the image's uncertainty, then a prior."""
 
     iterations: int = 10
     """Half-quadratic iterations, each pulled towards the one before."""
@@ -44,8 +60,6 @@ class MStepSettings:
     """alpha in units of the noise energy, sigma^2 times the number of pixels."""
     energy_weight: float = 1e-3
     """alpha in units of the image's gradient energy."""
-    threshold: float = 0.05
-    """Kernel values below this share of the peak are set to zero."""
     denoiser_share: float = 0.5
     """Share of the kernel prior's answer in the new kernel."""
 
@@ -71,6 +85,7 @@ class BlurModel:
         kernel_prior: KernelDenoiserNet | None = None,
     ) -> None:
         self.observation = observation
+        self.grey = observation.mean(1, keepdim=True)
         self.kernel_size = kernel_size
         self.noise_std = noise_std
         self.boundary = boundary
@@ -124,9 +139,10 @@ class BlurModel:
         return ext.blur_conv2d(image, kernel, boundary="circular")
 
     def residual_variance(self, image: Tensor, kernel: Tensor) -> float:
-        """Mean squared residual over the observed pixels."""
-        loss = ext.blur_data_term(image, kernel, self.padded, boundary="circular", mask=self.mask)
-        return 2 * float(loss) / self.observation.numel()
+        """Mean squared residual over the observed pixels of ``image [N,C,H_c,W_c]``."""
+        target = self.padded.expand(len(image), -1, -1, -1)
+        loss = ext.blur_data_term(image, kernel, target, boundary="circular", mask=self.mask)
+        return 2 * float(loss.mean()) / self.observation.numel()
 
     def initial_kernel(self) -> Tensor:
         """A 5 x 5 box: a start that neither a delta nor a full box is."""
@@ -147,15 +163,13 @@ class BlurModel:
         not show is missing data: it is imputed by the model's own prediction, as EM does.
 
         Args:
-            estimate: x_hat, ``[1,C,H_c,W_c]``.
+            estimate: x_hat, ``[N,C,H_c,W_c]``, N chains of one observation.
             kernel: ``[1,1,k,k]``.
             ratio: ``s^2 / r^2``.
             imputations: passes; one suffices where nothing is missing.
         """
         size = self.canvas
-        grid = F.pad(kernel, (0, size[1] - kernel.shape[-1], 0, size[0] - kernel.shape[-2]))
-        centre = (-(kernel.shape[-2] // 2), -(kernel.shape[-1] // 2))
-        transfer = torch.fft.rfft2(grid.roll(centre, (-2, -1)))
+        transfer = transfer_function(kernel, size)
         gain = transfer.conj() / (transfer.abs().square() + ratio)
         prediction = torch.fft.irfft2(transfer * torch.fft.rfft2(estimate), s=size)
         passes = imputations if self.boundary == "valid" else 1
@@ -169,6 +183,37 @@ class BlurModel:
         return estimate + torch.fft.irfft2(spectrum, s=size)
 
     # M-step -----------------------------------------------------------------------------
+
+    def fit_edges(self, image: Tensor, kernel: Tensor, *, weight: float = 2.0) -> Tensor:
+        """Kernel that maps the gradients of ``image [1,1,H_c,W_c]`` to the observation's.
+
+        ``argmin_k ||grad x * k - grad y||^2 + weight ||k||^2`` on the support, under the window;
+        then clamped, thresholded, centred.  ``kernel`` stays if nothing is left.
+        """
+        found = ext.kernel_map_update(
+            self.crop(image),
+            self.grey,
+            torch.zeros_like(kernel),
+            noise_std=1.0,
+            penalty=weight,
+            regularization=0.0,
+            iterations=1,
+            prior="none",
+            domain="gradient",
+            window=self.window,
+            solver_steps=25,
+        )
+        return _tidy(found) if float(found.sum()) > 0 else kernel
+
+    def edge_step(self, image: Tensor, kernel: Tensor, settings: EdgeStepSettings) -> Tensor:
+        """M-step on the salient edges of the current image ``[1,C,H_c,W_c]``.
+
+        A kernel fitted to all gradients also explains the ringing that the last, wrong kernel
+        left in the image; edges that survive L0 smoothing are those of the scene.
+        """
+        edges = l0_deconvolution(image.mean(1, keepdim=True), None, weight=settings.edge_weight)
+        found = self.fit_edges(edges, kernel, weight=settings.kernel_weight)
+        return self._mix(found, settings.denoiser_share)
 
     def m_step(
         self, image: Tensor, kernel: Tensor, *, image_std: float, settings: MStepSettings
@@ -203,16 +248,20 @@ class BlurModel:
             window=self.window,
             image_variance=image_std**2,
         )
-        return self._regularize(estimate, settings)
+        return self._mix(_tidy(estimate), settings.denoiser_share)
 
-    def _regularize(self, kernel: Tensor, settings: MStepSettings) -> Tensor:
-        floor = settings.threshold * kernel.amax((-2, -1), keepdim=True)
-        kernel = torch.where(kernel >= floor, kernel, torch.zeros_like(kernel))
-        kernel = ext.recenter_kernel(kernel / kernel.sum(), subpixel=False)
-        if self.kernel_prior is not None and settings.denoiser_share > 0:
-            denoised = self.kernel_prior(kernel)
-            kernel = torch.lerp(kernel, denoised, settings.denoiser_share)
-        return kernel / kernel.sum()
+    def _mix(self, kernel: Tensor, share: float) -> Tensor:
+        """The kernel, or where there is a kernel prior, its answer to the given share."""
+        if self.kernel_prior is None or share == 0:
+            return kernel
+        return torch.lerp(kernel, self.kernel_prior(kernel), share)
+
+
+def _tidy(kernel: Tensor) -> Tensor:
+    """Drop what is below the threshold, centre to the nearest pixel, sum to one."""
+    floor = THRESHOLD * kernel.amax((-2, -1), keepdim=True)
+    kernel = torch.where(kernel >= floor, kernel, torch.zeros_like(kernel))
+    return ext.recenter_kernel(kernel / kernel.sum(), subpixel=False)
 
 
 def _mirror(side: int, before: int, after: int) -> Tensor:
