@@ -1,5 +1,7 @@
 """The forward model: canvas, proximal step, M-step."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -125,7 +127,7 @@ def test_first_kernel_from_the_observation_alone(boundary):
 def test_kernel_sizes_are_odd_and_rise(size):
     sizes = kernel_sizes(size)
     assert sizes[-1] == size
-    assert all(a < b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    assert all(a < b for a, b in pairwise(sizes))
     assert all(s % 2 == 1 for s in sizes)
 
 
