@@ -59,8 +59,8 @@ def speed_table() -> str:
 def render(text: str) -> str:
     """README with fresh tables."""
     for name, table in (("quality", quality_table()), ("speed", speed_table())):
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, t=table: m[1] + t + m[2], text, flags=re.S)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
         if count != 1:
             raise SystemExit(f"README.md has no <!-- {name} --> markers")
     return text

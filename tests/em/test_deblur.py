@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from em.test_blur_model import scene
-from PIL import Image
 from typer.testing import CliRunner
 
 import latentdem
 import latentdem_ext as ext
 from latentdem.cli import app
-from latentdem.io import to_pil
+from latentdem.io import open_image, to_pil
 from latentdem.operators.motion import random_motion_kernel
 
 RUNNER = CliRunner()
@@ -122,7 +121,7 @@ def test_command_line(photo, tmp_path):
     assert report["input"] == "photo.png"
     assert len(report["history"]) == 2
     assert np.load(out / "kernel.npy").shape == (9, 9)
-    assert Image.open(out / "restored.png").size == Image.open(photo).size
+    assert open_image(out / "restored.png").size == open_image(photo).size
     pixels = (out / "restored.png").read_bytes()
     second = invoke(*arguments)
     assert "already done" in second.output
@@ -135,7 +134,7 @@ def test_command_line(photo, tmp_path):
 
 def test_command_line_takes_several(photo, tmp_path):
     other = tmp_path / "other.png"
-    Image.open(photo).convert("L").save(other)
+    open_image(photo).convert("L").save(other)
     result = invoke("deblur", photo, other, "-o", tmp_path / "o", "--kernel-size", 9, "--steps", 1)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "o" / "photo" / "report.json").exists()
