@@ -47,7 +47,7 @@ bench: build  ## Time the operators against plain torch
 
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_prox.json
-	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_paper.json --method paper --images 2
+	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_paper.json --method paper --images 2 --kernels 1
 	$(BIN)/python python/benchmarks/tables.py
 
 clean:  ## Remove everything that was built

@@ -110,7 +110,7 @@ def run_prox(
             break
         if blind:
             state.kernel = model.edge_step(state.image, state.kernel, settings.m_step)
-        # One by one: batched convolutions of this size are no faster, and need more memory.
+        # One by one, which bounds the memory of the full-resolution layers.
         change = torch.cat([prior.encode(x[None]) for x in (*images, *estimate)])
         target = z0 + change[: len(z0)] - change[len(z0) :]
         abar = float(prior.alphas_cumprod[timestep])
