@@ -8,7 +8,6 @@ import torch
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs_cuda: needs a GPU")
-    config.addinivalue_line("markers", "slow: runs the whole EM loop")
 
 
 def pytest_collection_modifyitems(items):

@@ -35,6 +35,14 @@ Recover a sharp photograph *and* the motion blur that spoiled it, from the photo
 )
 console = Console(stderr=True)
 
+TrainedPrior = Annotated[
+    Path, typer.Option("--output", "-o", help="The prior to write (safetensors).")
+]
+TrainingData = Annotated[
+    Path, typer.Option(help="Folder of the training pictures; fetched if missing.")
+]
+Checkpoints = Annotated[Path, typer.Option(help="Folder of the checkpoints.")]
+
 
 def _fail(message: str) -> typer.Exit:
     console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -163,7 +171,7 @@ def deblur(
             if not force and _finished(folder, request):
                 console.print(f"{path}: already done, see {folder} (--force computes it again)")
                 continue
-            task = bar.add_task(f"{path.name}: loading", total=None)
+            task = bar.add_task(f"{path.name}: loading, first kernel", total=None)
             started = time.perf_counter()
 
             def show(index: int, count: int, report: StepReport, task: Any = task,
@@ -172,7 +180,7 @@ def deblur(
                     task,
                     completed=report.step + 1,
                     total=report.steps,
-                    description=f"{name}: {report.phase} t={report.timestep} "
+                    description=f"{name}: EM t={report.timestep} "
                     f"residual {report.residual_std:.4f}",
                 )
 
@@ -243,13 +251,9 @@ def evaluate(
 
 @app.command("train-prior")
 def train_prior(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The prior to write (safetensors).")
-    ] = Path("natural.safetensors"),
-    data: Annotated[
-        Path, typer.Option(help="Folder of the training pictures; fetched if missing.")
-    ] = Path("data"),
-    runs: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),
+    output: TrainedPrior = Path("natural.safetensors"),
+    data: TrainingData = Path("data"),
+    runs: Checkpoints = Path("runs"),
     autoencoder_minutes: Annotated[float, typer.Option(help="Minutes for the autoencoder.")] = 45,
     diffusion_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 48,
 ) -> None:
@@ -274,13 +278,9 @@ def train_prior(
 
 @app.command("train-kernel-prior")
 def train_kernel_prior(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The prior to write (safetensors).")
-    ] = Path("kernel.safetensors"),
-    data: Annotated[
-        Path, typer.Option(help="Folder of the training pictures; fetched if missing.")
-    ] = Path("data"),
-    runs: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),
+    output: TrainedPrior = Path("kernel.safetensors"),
+    data: TrainingData = Path("data"),
+    runs: Checkpoints = Path("runs"),
     minutes: Annotated[float, typer.Option(help="Minutes to train.")] = 7,
 ) -> None:
     """Train the plug-and-play denoiser of blur kernels, on synthetic kernels."""

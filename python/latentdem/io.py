@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -156,8 +155,3 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
-
-
-def describe(value: Any) -> str:
-    """A short name of an input, for messages."""
-    return str(value) if isinstance(value, str | os.PathLike) else type(value).__name__

@@ -27,7 +27,6 @@ class StepReport:
     timestep: int
     residual_std: float
     kernel_peak: float
-    phase: str = "EM"
 
 
 @dataclass

@@ -98,15 +98,11 @@ class BlurModel:
             canvas, self.top, self.left = [height, width], 0, 0
         self.canvas = (canvas[0], canvas[1])
         self.mask = observation.new_zeros(1, 1, *self.canvas)
-        self._view(self.mask).fill_(1)
+        self.crop(self.mask).fill_(1)
         self.padded = self._pad(observation)
         self.window = self._window(height, width) if boundary == "valid" else None
 
     # Geometry ---------------------------------------------------------------------------
-
-    def _view(self, field: Tensor) -> Tensor:
-        height, width = self.observation.shape[-2:]
-        return field[..., self.top : self.top + height, self.left : self.left + width]
 
     def _pad(self, image: Tensor) -> Tensor:
         """Extend to the canvas by reflection, as often as it takes."""
@@ -129,8 +125,9 @@ class BlurModel:
         return torch.outer(ramp(height), ramp(width))[None, None].to(self.observation)
 
     def crop(self, image: Tensor) -> Tensor:
-        """The part of a canvas image ``[1,C,H_c,W_c]`` under the observation."""
-        return self._view(image)
+        """View of the part of a canvas image ``[1,C,H_c,W_c]`` under the observation."""
+        height, width = self.observation.shape[-2:]
+        return image[..., self.top : self.top + height, self.left : self.left + width]
 
     # Forward model ----------------------------------------------------------------------
 
@@ -184,7 +181,7 @@ class BlurModel:
 
     # M-step -----------------------------------------------------------------------------
 
-    def fit_edges(self, image: Tensor, kernel: Tensor, *, weight: float = 2.0) -> Tensor:
+    def fit_edges(self, image: Tensor, kernel: Tensor, *, weight: float) -> Tensor:
         """Kernel that maps the gradients of ``image [1,1,H_c,W_c]`` to the observation's.
 
         ``argmin_k ||grad x * k - grad y||^2 + weight ||k||^2`` on the support, under the window;

@@ -18,6 +18,8 @@ ITERATIONS = 5
 """Alternations of image and kernel at each scale."""
 EDGE_WEIGHT = 2e-2
 """First lambda of the L0 prior; it falls by a tenth at each alternation, not below 1e-4."""
+KERNEL_WEIGHT = 2.0
+"""Weight of the kernel's squared norm, in squared grey values summed over the image."""
 SMALLEST_DENOISED = 9
 """Kernels below this size have too few pixels to have a shape."""
 
@@ -77,7 +79,7 @@ def estimate_kernel(
         kernel = kernel / kernel.sum()
         for _ in range(ITERATIONS):
             image = l0_deconvolution(model.padded, kernel, weight=weight)
-            kernel = model.fit_edges(image, kernel)
+            kernel = model.fit_edges(image, kernel, weight=KERNEL_WEIGHT)
             weight = max(weight / 1.1, 1e-4)
         if kernel_prior is not None and size >= SMALLEST_DENOISED:
             kernel = torch.lerp(kernel, kernel_prior(kernel), 0.5)

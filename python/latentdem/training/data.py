@@ -15,7 +15,7 @@ import json
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,8 +200,3 @@ class CropSampler:
         gain = torch.from_numpy(self.rng.uniform(0.7, 1.0, (count, 1, 1, 1))).float()
         shift = torch.from_numpy(self.rng.uniform(-1.0, 1.0, (count, 1, 1, 1))).float()
         return images * gain + shift * (1 - gain)
-
-    def batches(self, count: int) -> Iterator[Tensor]:
-        """Endless batches, for ``for`` loops."""
-        while True:
-            yield self.batch(count)

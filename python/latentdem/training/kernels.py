@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import latentdem_ext as ext
+from latentdem.metrics import maximum_normalized_correlation
 from latentdem.operators.motion import rasterize
 from latentdem.priors.kernel import KernelDenoiserNet
 from latentdem.training.common import TrainingPlan, train
@@ -151,8 +152,6 @@ def _smooth_images(images: Tensor, sigma: float) -> Tensor:
 
 def mean_mnc(kernels: Tensor, truth: Tensor) -> float:
     """Mean maximum of normalised cross-correlation over ``[B,1,k,k]`` pairs."""
-    from latentdem.metrics import maximum_normalized_correlation
-
     return float(maximum_normalized_correlation(kernels, truth).mean())
 
 
