@@ -268,12 +268,11 @@ def _recenter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     from latentdem_ext.reference.kernel_map import recenter_kernel as reference
 
     (kernel,) = ctx.saved_tensors
+    again = torch.is_grad_enabled()  # set by the caller's create_graph
     with torch.enable_grad():
         tracked = kernel if kernel.requires_grad else kernel.detach().requires_grad_()
         output = reference(tracked, subpixel=ctx.subpixel)
-        (result,) = torch.autograd.grad(
-            output, tracked, grad, create_graph=torch.is_grad_enabled() and grad.requires_grad
-        )
+        (result,) = torch.autograd.grad(output, tracked, grad, create_graph=again)
     return result, None
 
 

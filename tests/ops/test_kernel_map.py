@@ -211,6 +211,11 @@ def test_projection_gradients():
     assert torch.autograd.gradcheck(ext.project_simplex, (plane,))
     kernel = torch.rand(2, 7, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ext.recenter_kernel, (kernel,))
+    assert torch.autograd.gradgradcheck(ext.recenter_kernel, (kernel,))
+    weight = torch.rand(2, 7, 6, dtype=torch.float64)  # needs no gradient of its own
+    (first,) = torch.autograd.grad((ext.recenter_kernel(kernel) * weight).sum(), kernel,
+                                   create_graph=True)  # fmt: skip
+    assert first.requires_grad
     torch.library.opcheck(torch.ops.latentdem.project_simplex, (plane,))
     torch.library.opcheck(torch.ops.latentdem.recenter_kernel, (kernel.detach(), True))
 
