@@ -49,6 +49,11 @@ def test_result(blurred, method, boundary):
     chains = 2 if method == "prox" else 1
     assert result.report["network_evaluations"] == 3 * chains
     assert result.report["backward_passes"] == (3 if method == "paper" else 0)
+    phases = result.report["seconds_by_phase"]
+    expected = {"prior", "e_step", "m_step"}
+    expected |= {"first_kernel", "encoder"} if method == "prox" else set()
+    assert set(phases) == expected
+    assert 0 < sum(phases.values()) <= result.report["seconds"] + 0.01
     json.dumps(result.report)
 
 

@@ -156,12 +156,19 @@ def deblur(
             "prior": used.name,
             "image_size": [height, width],
             "seconds": round(seconds, 3),
+            "seconds_by_phase": _add_up([state.seconds for state in states]),
             "network_evaluations": sum(state.evaluations for state in states),
             "backward_passes": sum(state.backward_passes for state in states),
             "residual_std": [state.history[-1]["residual_std"] for state in states],
             "versions": versions(),
         },
     )
+
+
+def _add_up(seconds: list[dict[str, float]]) -> dict[str, float]:
+    """Seconds of each phase over all images."""
+    phases = dict.fromkeys(phase for image in seconds for phase in image)
+    return {p: round(sum(image.get(p, 0.0) for image in seconds), 3) for p in phases}
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,7 +38,14 @@ class EMState:
     kernel: Tensor
     evaluations: int = 0
     backward_passes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def lap(self, phase: str, since: float) -> float:
+        """Add the seconds since ``since`` to a phase; returns the time now."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - since
+        return now
 
     def record(self, report: StepReport, callback: StepCallback | None) -> None:
         """Append to the history and tell the caller."""
@@ -78,6 +86,7 @@ def run_prox(
        z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
     """
     blind = kernel is None
+    clock = time.perf_counter()
     if kernel is None:
         kernel = estimate_kernel(
             model.observation,
@@ -86,14 +95,17 @@ def run_prox(
             kernel_prior=model.kernel_prior,
         )
     state = EMState(model.padded, kernel)
+    state.lap("first_kernel", clock)
     schedule = descending(round(settings.start * (prior.timesteps - 1)), settings.steps)
     abar = float(prior.alphas_cumprod[schedule[0]])
     latents = prior.encode(model.padded).expand(settings.chains, -1, -1, -1)
     z = abar**0.5 * latents + (1 - abar) ** 0.5 * _noise(latents, generator)
     for step, timestep in enumerate(schedule):
+        clock = time.perf_counter()
         z0, _ = prior.predict(z, timestep)
         estimate = prior.decode(z0, model.canvas)
         state.evaluations += settings.chains
+        clock = state.lap("prior", clock)
         variance = model.residual_variance(estimate, state.kernel)
         excess = max(0.0, variance - model.noise_std**2)
         s2 = model.noise_std**2 + settings.excess_weight * excess
@@ -102,6 +114,7 @@ def run_prox(
             estimate, state.kernel, ratio=s2 / r**2, imputations=settings.imputations
         )
         state.image = images.mean(0, keepdim=True)
+        clock = state.lap("e_step", clock)
         residual = model.residual_variance(state.image, state.kernel) ** 0.5
         report = StepReport(step, len(schedule), timestep, residual, float(state.kernel.max()))
         state.record(report, callback)
@@ -109,6 +122,7 @@ def run_prox(
             break
         if blind:
             state.kernel = model.edge_step(state.image, state.kernel, settings.m_step)
+            clock = state.lap("m_step", clock)
         # One by one, which bounds the memory of the full-resolution layers.
         change = torch.cat([prior.encode(x[None]) for x in (*images, *estimate)])
         target = z0 + change[: len(z0)] - change[len(z0) :]
@@ -118,6 +132,7 @@ def run_prox(
         fresh = settings.fresh_noise
         noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
         z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
+        state.lap("encoder", clock)
     return state
 
 
@@ -145,8 +160,10 @@ def run_paper(
         active = takes_gradient(step, len(schedule), every=settings.every, last=settings.last)
         with torch.set_grad_enabled(active):
             z = z.detach().requires_grad_(active)
+            clock = time.perf_counter()
             z0, epsilon = prior.predict(z, timestep)
             state.evaluations += 1
+            clock = state.lap("prior", clock)
             if step + 1 < len(schedule):
                 abar = float(prior.alphas_cumprod[schedule[step + 1]])
                 moved = abar**0.5 * z0 + (1 - abar) ** 0.5 * epsilon
@@ -161,6 +178,7 @@ def run_paper(
                         image_std=0.5 * prior.error_std(timestep),
                         settings=settings.m_step,
                     )
+                    clock = state.lap("m_step", clock)
                 data = (
                     2
                     * ext.blur_data_term(
@@ -177,6 +195,7 @@ def run_paper(
                 )
                 z = (moved - weight * gradient).detach()
                 state.image = estimate.detach()
+                state.lap("e_step", clock)
                 report = StepReport(
                     step, len(schedule), timestep, residual, float(state.kernel.max())
                 )
