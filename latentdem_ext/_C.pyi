@@ -11,6 +11,10 @@ def blur_conv2d_adjoint(
 def blur_conv2d_kernel(
     image: Tensor, residual: Tensor, boundary: str, kernel_size: Sequence[int]
 ) -> Tensor: ...
+def blur_downsample2d(image: Tensor, kernel: Tensor, boundary: str, factor: int) -> Tensor: ...
+def blur_downsample2d_adjoint(
+    residual: Tensor, kernel: Tensor, boundary: str, factor: int, image_size: Sequence[int]
+) -> Tensor: ...
 def blur_data_term(
     image: Tensor, kernel: Tensor, observation: Tensor, mask: Tensor | None, boundary: str
 ) -> Tensor: ...
@@ -50,3 +54,48 @@ def kernel_map_update(
 ) -> Tensor: ...
 def project_simplex(kernel: Tensor) -> Tensor: ...
 def recenter_kernel(kernel: Tensor, subpixel: bool) -> Tensor: ...
+def wiener_deconv2d(
+    image_hat: Tensor,
+    observation: Tensor,
+    kernel: Tensor,
+    ratio: Tensor,
+    mask: Tensor | None,
+    passes: int,
+) -> Tensor: ...
+def wiener_deconv2d_backward(
+    grad: Tensor,
+    image_hat: Tensor,
+    observation: Tensor,
+    kernel: Tensor,
+    ratio: Tensor,
+    mask: Tensor | None,
+    passes: int,
+    need_observation: bool,
+    need_kernel: bool,
+    need_ratio: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def richardson_lucy(
+    observation: Tensor,
+    kernel: Tensor,
+    initial: Tensor,
+    mask: Tensor | None,
+    boundary: str,
+    iterations: int,
+    total_variation: float,
+    eps: float,
+) -> Tensor: ...
+def varying_blur2d(image: Tensor, kernels: Tensor, weights: Tensor, boundary: str) -> Tensor: ...
+def varying_blur2d_adjoint(
+    residual: Tensor, kernels: Tensor, weights: Tensor, boundary: str
+) -> Tensor: ...
+def varying_blur2d_kernels(
+    image: Tensor, residual: Tensor, weights: Tensor, boundary: str, kernels_size: Sequence[int]
+) -> Tensor: ...
+def varying_blur_gradients(
+    image: Tensor,
+    kernels: Tensor,
+    weights: Tensor,
+    observation: Tensor,
+    mask: Tensor | None,
+    boundary: str,
+) -> tuple[Tensor, Tensor, Tensor]: ...

@@ -22,13 +22,27 @@ from latentdem_ext.ops import (  # noqa: E402  (the schemas come with _C)
     blur_conv2d,
     blur_conv2d_adjoint,
     blur_data_term,
+    blur_downsample2d,
+    blur_downsample2d_adjoint,
     blur_gradients,
     kernel_map_solve,
     kernel_map_statistics,
     kernel_map_update,
     project_simplex,
     recenter_kernel,
+    richardson_lucy,
+    varying_blur2d,
+    varying_blur2d_adjoint,
+    varying_blur_gradients,
+    wiener_deconv2d,
 )
+from latentdem_ext.ops.motion_kernel import (  # noqa: E402
+    camera_shake_kernel,
+    defocus_kernel,
+    gaussian_kernel,
+    linear_motion_kernel,
+)
+from latentdem_ext.ops.varying_blur import blend_windows  # noqa: E402
 
 
 def build_info() -> dict[str, Any]:
@@ -37,14 +51,26 @@ def build_info() -> dict[str, Any]:
 
 
 __all__ = [
+    "blend_windows",
     "blur_conv2d",
     "blur_conv2d_adjoint",
     "blur_data_term",
+    "blur_downsample2d",
+    "blur_downsample2d_adjoint",
     "blur_gradients",
     "build_info",
+    "camera_shake_kernel",
+    "defocus_kernel",
+    "gaussian_kernel",
     "kernel_map_solve",
     "kernel_map_statistics",
     "kernel_map_update",
+    "linear_motion_kernel",
     "project_simplex",
     "recenter_kernel",
+    "richardson_lucy",
+    "varying_blur2d",
+    "varying_blur2d_adjoint",
+    "varying_blur_gradients",
+    "wiener_deconv2d",
 ]

@@ -20,6 +20,13 @@ at::Tensor blur_conv2d_adjoint(const at::Tensor& residual, const at::Tensor& ker
 at::Tensor blur_conv2d_kernel(const at::Tensor& image, const at::Tensor& residual,
                               std::string_view boundary, at::IntArrayRef kernel_size);
 
+// Every factor-th row and column of blur_conv2d, and the adjoint in the image.
+at::Tensor blur_downsample2d(const at::Tensor& image, const at::Tensor& kernel,
+                             std::string_view boundary, int64_t factor);
+at::Tensor blur_downsample2d_adjoint(const at::Tensor& residual, const at::Tensor& kernel,
+                                     std::string_view boundary, int64_t factor,
+                                     at::IntArrayRef image_size);
+
 at::Tensor blur_data_term(const at::Tensor& image, const at::Tensor& kernel,
                           const at::Tensor& observation, const std::optional<at::Tensor>& mask,
                           std::string_view boundary);
@@ -49,5 +56,36 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
 
 at::Tensor project_simplex(const at::Tensor& kernel);
 at::Tensor recenter_kernel(const at::Tensor& kernel, bool subpixel);
+
+// argmin_x |k * x - y|^2 + ratio |x - image_hat|^2 on a periodic canvas.
+at::Tensor wiener_deconv2d(const at::Tensor& image_hat, const at::Tensor& observation,
+                           const at::Tensor& kernel, const at::Tensor& ratio,
+                           const std::optional<at::Tensor>& mask, int64_t passes);
+
+// Its gradients in image_hat, observation [B,C,H,W], kernel, and the ratio of every bin of every
+// plane [B,C,H,W/2+1]; those not needed are empty.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> wiener_deconv2d_backward(
+    const at::Tensor& grad, const at::Tensor& image_hat, const at::Tensor& observation,
+    const at::Tensor& kernel, const at::Tensor& ratio, const std::optional<at::Tensor>& mask,
+    int64_t passes, bool need_observation, bool need_kernel, bool need_ratio);
+
+at::Tensor richardson_lucy(const at::Tensor& observation, const at::Tensor& kernel,
+                           const at::Tensor& initial, const std::optional<at::Tensor>& mask,
+                           std::string_view boundary, int64_t iterations, double total_variation,
+                           double eps);
+
+// sum_p k_p * (w_p x), its adjoint, its transpose in the kernels [B|1,P,kh,kw], and the gradients
+// of its squared error.
+at::Tensor varying_blur2d(const at::Tensor& image, const at::Tensor& kernels,
+                          const at::Tensor& weights, std::string_view boundary);
+at::Tensor varying_blur2d_adjoint(const at::Tensor& residual, const at::Tensor& kernels,
+                                  const at::Tensor& weights, std::string_view boundary);
+at::Tensor varying_blur2d_kernels(const at::Tensor& image, const at::Tensor& residual,
+                                  const at::Tensor& weights, std::string_view boundary,
+                                  at::IntArrayRef kernels_size);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> varying_blur_gradients(
+    const at::Tensor& image, const at::Tensor& kernels, const at::Tensor& weights,
+    const at::Tensor& observation, const std::optional<at::Tensor>& mask,
+    std::string_view boundary);
 
 }  // namespace latentdem

@@ -47,6 +47,20 @@ Tensor blur_conv2d_kernel(const Tensor& image, const Tensor& residual, const std
       "latentdem::blur_conv2d_kernel", image, residual, boundary, symbolic(kernel_size));
 }
 
+Tensor blur_downsample2d(const Tensor& image, const Tensor& kernel, const std::string& boundary,
+                         int64_t factor) {
+  return call<Tensor(const Tensor&, const Tensor&, std::string_view, int64_t)>(
+      "latentdem::blur_downsample2d", image, kernel, boundary, factor);
+}
+
+Tensor blur_downsample2d_adjoint(const Tensor& residual, const Tensor& kernel,
+                                 const std::string& boundary, int64_t factor,
+                                 const Sizes& image_size) {
+  return call<Tensor(const Tensor&, const Tensor&, std::string_view, int64_t, c10::SymIntArrayRef)>(
+      "latentdem::blur_downsample2d_adjoint", residual, kernel, boundary, factor,
+      symbolic(image_size));
+}
+
 Tensor blur_data_term(const Tensor& image, const Tensor& kernel, const Tensor& observation,
                       const OptionalTensor& mask, const std::string& boundary) {
   return call<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
@@ -100,6 +114,61 @@ Tensor recenter_kernel(const Tensor& kernel, bool subpixel) {
   return call<Tensor(const Tensor&, bool)>("latentdem::recenter_kernel", kernel, subpixel);
 }
 
+Tensor wiener_deconv2d(const Tensor& image_hat, const Tensor& observation, const Tensor& kernel,
+                       const Tensor& ratio, const OptionalTensor& mask, int64_t passes) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                     const OptionalTensor&, int64_t)>("latentdem::wiener_deconv2d", image_hat,
+                                                      observation, kernel, ratio, mask, passes);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> wiener_deconv2d_backward(
+    const Tensor& grad, const Tensor& image_hat, const Tensor& observation, const Tensor& kernel,
+    const Tensor& ratio, const OptionalTensor& mask, int64_t passes, bool need_observation,
+    bool need_kernel, bool need_ratio) {
+  return call<std::tuple<Tensor, Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+      const OptionalTensor&, int64_t, bool, bool, bool)>(
+      "latentdem::wiener_deconv2d_backward", grad, image_hat, observation, kernel, ratio, mask,
+      passes, need_observation, need_kernel, need_ratio);
+}
+
+Tensor richardson_lucy(const Tensor& observation, const Tensor& kernel, const Tensor& initial,
+                       const OptionalTensor& mask, const std::string& boundary, int64_t iterations,
+                       double total_variation, double eps) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                     std::string_view, int64_t, double, double)>(
+      "latentdem::richardson_lucy", observation, kernel, initial, mask, boundary, iterations,
+      total_variation, eps);
+}
+
+Tensor varying_blur2d(const Tensor& image, const Tensor& kernels, const Tensor& weights,
+                      const std::string& boundary) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view)>(
+      "latentdem::varying_blur2d", image, kernels, weights, boundary);
+}
+
+Tensor varying_blur2d_adjoint(const Tensor& residual, const Tensor& kernels, const Tensor& weights,
+                              const std::string& boundary) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view)>(
+      "latentdem::varying_blur2d_adjoint", residual, kernels, weights, boundary);
+}
+
+Tensor varying_blur2d_kernels(const Tensor& image, const Tensor& residual, const Tensor& weights,
+                              const std::string& boundary, const Sizes& kernels_size) {
+  return call<Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view,
+                     c10::SymIntArrayRef)>("latentdem::varying_blur2d_kernels", image, residual,
+                                           weights, boundary, symbolic(kernels_size));
+}
+
+std::tuple<Tensor, Tensor, Tensor> varying_blur_gradients(
+    const Tensor& image, const Tensor& kernels, const Tensor& weights, const Tensor& observation,
+    const OptionalTensor& mask, const std::string& boundary) {
+  return call<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                 const Tensor&, const OptionalTensor&,
+                                                 std::string_view)>(
+      "latentdem::varying_blur_gradients", image, kernels, weights, observation, mask, boundary);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = LATENTDEM_VERSION;
@@ -130,6 +199,10 @@ PYBIND11_MODULE(_C, m) {
         arg("boundary"), arg("image_size"), release);
   m.def("blur_conv2d_kernel", &blur_conv2d_kernel, arg("image"), arg("residual"), arg("boundary"),
         arg("kernel_size"), release);
+  m.def("blur_downsample2d", &blur_downsample2d, arg("image"), arg("kernel"), arg("boundary"),
+        arg("factor"), release);
+  m.def("blur_downsample2d_adjoint", &blur_downsample2d_adjoint, arg("residual"), arg("kernel"),
+        arg("boundary"), arg("factor"), arg("image_size"), release);
   m.def("blur_data_term", &blur_data_term, arg("image"), arg("kernel"), arg("observation"),
         arg("mask"), arg("boundary"), release);
   m.def("blur_gradients", &blur_gradients, arg("image"), arg("kernel"), arg("observation"),
@@ -144,4 +217,20 @@ PYBIND11_MODULE(_C, m) {
         arg("solver_steps"), release);
   m.def("project_simplex", &project_simplex, arg("kernel"), release);
   m.def("recenter_kernel", &recenter_kernel, arg("kernel"), arg("subpixel"), release);
+  m.def("wiener_deconv2d", &wiener_deconv2d, arg("image_hat"), arg("observation"), arg("kernel"),
+        arg("ratio"), arg("mask"), arg("passes"), release);
+  m.def("wiener_deconv2d_backward", &wiener_deconv2d_backward, arg("grad"), arg("image_hat"),
+        arg("observation"), arg("kernel"), arg("ratio"), arg("mask"), arg("passes"),
+        arg("need_observation"), arg("need_kernel"), arg("need_ratio"), release);
+  m.def("richardson_lucy", &richardson_lucy, arg("observation"), arg("kernel"), arg("initial"),
+        arg("mask"), arg("boundary"), arg("iterations"), arg("total_variation"), arg("eps"),
+        release);
+  m.def("varying_blur2d", &varying_blur2d, arg("image"), arg("kernels"), arg("weights"),
+        arg("boundary"), release);
+  m.def("varying_blur2d_adjoint", &varying_blur2d_adjoint, arg("residual"), arg("kernels"),
+        arg("weights"), arg("boundary"), release);
+  m.def("varying_blur2d_kernels", &varying_blur2d_kernels, arg("image"), arg("residual"),
+        arg("weights"), arg("boundary"), arg("kernels_size"), release);
+  m.def("varying_blur_gradients", &varying_blur_gradients, arg("image"), arg("kernels"),
+        arg("weights"), arg("observation"), arg("mask"), arg("boundary"), release);
 }

@@ -22,11 +22,14 @@ def call_both(name, *arguments):
 
 def arguments(name):
     image, kernel = torch.rand(2, 3, 12, 10), torch.rand(2, 1, 5, 4)
+    kernels, weights = torch.rand(2, 4, 5, 4), ext.blend_windows(12, 10, 2, 2, 3)
     lags, rhs = ext.kernel_map_statistics(image, image, (5, 4))
     return {
         "blur_conv2d": (image, kernel, "reflect"),
         "blur_conv2d_adjoint": (image, kernel, "zero", [12, 10]),
         "blur_conv2d_kernel": (image, image, "circular", [2, 1, 5, 4]),
+        "blur_downsample2d": (image, kernel, "valid", 3),
+        "blur_downsample2d_adjoint": (torch.rand(2, 3, 4, 4), kernel, "circular", 3, [12, 10]),
         "blur_data_term": (image, kernel, image, None, "circular"),
         "blur_gradients": (image, kernel, image, image, "replicate"),
         "kernel_map_statistics": (image, image, None, [5, 4], "gradient", 0.1),
@@ -36,6 +39,15 @@ def arguments(name):
         ),
         "project_simplex": (kernel,),
         "recenter_kernel": (kernel, True),
+        "wiener_deconv2d": (image, image, kernel, torch.tensor(0.1), None, 1),
+        "wiener_deconv2d_backward": (
+            image, image, image, kernel, torch.rand(2), None, 1, True, True, True,
+        ),
+        "richardson_lucy": (image, kernel, image, None, "reflect", 3, 0.01, 1e-7),
+        "varying_blur2d": (image, kernels, weights, "circular"),
+        "varying_blur2d_adjoint": (image, kernels, weights, "reflect"),
+        "varying_blur2d_kernels": (image, image, weights, "zero", [2, 4, 5, 4]),
+        "varying_blur_gradients": (image, kernels, weights, image, None, "replicate"),
     }[name]  # fmt: skip
 
 

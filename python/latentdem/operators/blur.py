@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import latentdem_ext as ext
-from latentdem.operators.edges import l0_deconvolution, transfer_function
+from latentdem.operators.edges import l0_deconvolution
 from latentdem.priors.kernel import KernelDenoiserNet
 
 BOUNDARIES = ("auto", "valid", "circular")
@@ -165,19 +165,15 @@ class BlurModel:
             ratio: ``s^2 / r^2``.
             imputations: passes; one suffices where nothing is missing.
         """
-        size = self.canvas
-        transfer = transfer_function(kernel, size)
-        gain = transfer.conj() / (transfer.abs().square() + ratio)
-        prediction = torch.fft.irfft2(transfer * torch.fft.rfft2(estimate), s=size)
-        passes = imputations if self.boundary == "valid" else 1
-        # Within the mask the target is y; outside it is what the current x predicts.
-        misfit = self.mask * (self.padded - prediction)
-        spectrum = gain * torch.fft.rfft2(misfit)
-        for _ in range(passes - 1):
-            change = torch.fft.irfft2(transfer * spectrum, s=size)
-            misfit = self.mask * (self.padded - prediction) + (1 - self.mask) * change
-            spectrum = gain * torch.fft.rfft2(misfit)
-        return estimate + torch.fft.irfft2(spectrum, s=size)
+        known = self.boundary == "circular"
+        return ext.wiener_deconv2d(
+            estimate,
+            self.padded,
+            kernel,
+            ratio,
+            mask=None if known else self.mask,
+            passes=1 if known else imputations,
+        )
 
     # M-step -----------------------------------------------------------------------------
 

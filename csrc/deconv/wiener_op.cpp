@@ -1,0 +1,244 @@
+// Torch glue of the Wiener step: checks, layout, dtype, FFTs and the order of the passes.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <vector>
+
+#include "bindings/api.h"
+#include "blur/blur_glue.h"
+#include "common/checks.h"
+#include "common/dispatch.h"
+#include "deconv/deconv.h"
+
+namespace latentdem {
+namespace {
+
+struct WienerInputs {
+  const at::Tensor& estimate;
+  const at::Tensor& observation;
+  const at::Tensor& kernel;
+  const at::Tensor& ratio;
+  const std::optional<at::Tensor>& mask;
+  int64_t passes;
+};
+
+BlurShape check_wiener(const WienerInputs& in) {
+  check_inputs(in.estimate, in.kernel, "image_hat");
+  const auto s = make_shape(in.estimate.sizes(), in.kernel.sizes(), "circular");
+  check_rank(in.observation, 4, "observation", "[B|1,C,H,W]");
+  check_real(in.observation, "observation");
+  check_same_device(in.observation, in.estimate, "observation", "image_hat");
+  TORCH_CHECK_VALUE(in.observation.sizes().slice(1) == in.estimate.sizes().slice(1) &&
+                        (in.observation.size(0) == 1 || in.observation.size(0) == s.batch),
+                    "observation must have shape [B|1,C,H,W] with image_hat's sizes (",
+                    in.estimate.sizes(), "), found ", in.observation.sizes());
+  check_real(in.ratio, "ratio");
+  check_same_device(in.ratio, in.estimate, "ratio", "image_hat");
+  const auto& r = in.ratio;
+  const bool per_bin = r.dim() == 4 && (r.size(0) == 1 || r.size(0) == s.batch) &&
+                       (r.size(1) == 1 || r.size(1) == s.channels) && r.size(2) == s.height &&
+                       r.size(3) == s.width / 2 + 1;
+  TORCH_CHECK_VALUE(r.dim() == 0 || (r.dim() == 1 && r.size(0) == s.batch) || per_bin,
+                    "ratio must be a scalar, [B] or [B|1,C|1,H,W//2+1] for image_hat (",
+                    in.estimate.sizes(), "), found ", r.sizes());
+  TORCH_CHECK_VALUE(in.passes >= 1, "passes must be at least 1, found ", in.passes);
+  if (!in.mask.has_value()) return s;
+  check_real(*in.mask, "mask");
+  check_same_device(*in.mask, in.estimate, "mask", "image_hat");
+  const auto& m = *in.mask;
+  TORCH_CHECK_VALUE(m.dim() == 4 && (m.size(0) == 1 || m.size(0) == s.batch) && m.size(1) == 1 &&
+                        m.size(2) == s.height && m.size(3) == s.width,
+                    "mask must have shape [B|1,1,H,W] with image_hat's sizes (",
+                    in.estimate.sizes(), "), found ", m.sizes());
+  return s;
+}
+
+// All tensors contiguous and of the compute dtype.
+template <class T>
+struct Wiener {
+  Blur<T> blur;
+  SpectralGrid g;
+  at::Tensor estimate, observation, ratio, mask;
+  at::Tensor transfer;
+  int64_t passes;
+
+  Wiener(const BlurShape& s, const WienerInputs& in, at::ScalarType type)
+      : blur{s, in.estimate.options().dtype(type)},
+        g{s.height, s.width, s.kernel_height / 2, s.kernel_width / 2},
+        estimate(prepare(in.estimate, type)),
+        observation(prepare(in.observation, type)),
+        ratio(prepare(in.ratio, type)),
+        mask(in.mask ? prepare(*in.mask, type) : at::Tensor()),
+        transfer(blur.kernel_spectrum(prepare(in.kernel, type), g)),
+        passes(in.passes) {}
+
+  const BlurShape& s() const { return blur.s; }
+
+  WienerParams<T> params() const {
+    WienerParams<T> p{};
+    p.kernel = spectrum_data<T>(transfer);
+    p.ratio = ratio.template const_data_ptr<T>();
+    if (ratio.dim() == 1) p.ratio_stride_b = 1;
+    if (ratio.dim() == 4) {
+      p.ratio_stride_bin = 1;
+      p.ratio_stride_c = ratio.size(1) == 1 ? 0 : g.bins();
+      p.ratio_stride_b = ratio.size(0) == 1 ? 0 : ratio.size(1) * g.bins();
+    }
+    return p;
+  }
+
+  MaskParams<T> mask_params() const {
+    return {mask.const_data_ptr<T>(), mask.size(0) == 1 ? 0 : 1};
+  }
+
+  int64_t observation_stride() const { return observation.size(0) == 1 ? 0 : 1; }
+
+  void filter(WienerFilter kind, at::Tensor& spectrum) const {
+    wiener_filter_cpu<T>(s(), g, params(), kind, mutable_spectrum<T>(spectrum));
+  }
+
+  // mask * (y - k * x_hat), given the spectrum of x_hat, which is left as it is.
+  at::Tensor misfit(const at::Tensor& spectrum) const {
+    auto field = blur.predict(spectrum, transfer, g);
+    masked_misfit_cpu<T>(s(), mask_params(), observation.const_data_ptr<T>(), observation_stride(),
+                         field.template mutable_data_ptr<T>());
+    return field;
+  }
+
+  // The spectrum of the misfit of every pass; `keep` asks for all, else only the last is there.
+  std::vector<at::Tensor> misfit_spectra(const at::Tensor& first, bool keep) const {
+    std::vector<at::Tensor> spectra{forward_fft(first, g)};
+    for (int64_t pass = 1; pass < passes; ++pass) {
+      auto echo = keep ? spectra.back().clone() : spectra.back();
+      filter(WienerFilter::kEcho, echo);
+      auto change = inverse_fft(echo, g).contiguous();
+      impute_cpu<T>(s(), mask_params(), first.const_data_ptr<T>(),
+                    change.template mutable_data_ptr<T>());
+      if (!keep) spectra.clear();
+      spectra.push_back(forward_fft(change, g));
+    }
+    return spectra;
+  }
+
+  at::Tensor solve() const {
+    auto spectrum = forward_fft(estimate, g);
+    if (!mask.defined()) {
+      const auto target = forward_fft(observation, g);
+      wiener_solve_cpu<T>(s(), g, params(), spectrum_data<T>(target), observation_stride(),
+                          mutable_spectrum<T>(spectrum));
+      return inverse_fft(spectrum, g);
+    }
+    auto change = misfit_spectra(misfit(spectrum), false).back();
+    filter(WienerFilter::kGain, change);
+    return inverse_fft(change, g).add_(estimate);
+  }
+
+  std::vector<at::Tensor> backward(const at::Tensor& grad, bool need_observation, bool need_kernel,
+                                   bool need_ratio) const {
+    const bool need_filter = need_kernel || need_ratio;
+    const auto none = at::empty({0}, blur.options);
+    const auto grad_spectrum = forward_fft(grad, g);
+    at::Tensor image, echo, grad_observation, grad_prediction;
+    std::vector<at::Tensor> misfits;
+    if (need_filter) {
+      image = forward_fft(estimate, g);
+      if (mask.defined()) {
+        misfits = misfit_spectra(misfit(image), true);
+      } else {
+        auto predicted = image.clone();
+        spectrum_multiply_cpu<T>(s(), g, spectrum_data<T>(transfer), false,
+                                 mutable_spectrum<T>(predicted));
+        misfits.push_back(predicted.neg_().add_(forward_fft(observation, g)));
+      }
+    }
+    auto back = grad_spectrum.clone();
+    filter(WienerFilter::kGainTransposed, back);
+    if (!mask.defined()) {
+      if (need_observation) grad_observation = inverse_fft(back, g);
+      grad_prediction = back.neg();
+    } else {
+      auto field = inverse_fft(back, g).contiguous();
+      auto total = at::zeros_like(field);
+      if (need_filter && passes > 1)
+        echo = at::zeros({s().batch, s().channels, g.n, g.columns()}, blur.options);
+      for (int64_t pass = passes - 1; pass >= 1; --pass) {
+        impute_transposed_cpu<T>(s(), mask_params(), total.template mutable_data_ptr<T>(),
+                                 field.template mutable_data_ptr<T>());
+        auto spectrum = forward_fft(field, g);
+        if (echo.defined())
+          accumulate_echo_cpu<T>(s(), g, spectrum_data<T>(misfits[pass - 1]),
+                                 spectrum_data<T>(spectrum), echo.template mutable_data_ptr<T>());
+        filter(WienerFilter::kEcho, spectrum);
+        field = inverse_fft(spectrum, g).contiguous();
+      }
+      grad_observation = total.add_(field);
+      apply_mask_cpu<T>(s(), mask_params(), grad_observation.template mutable_data_ptr<T>());
+      grad_prediction = forward_fft(grad_observation, g).neg_();
+    }
+    at::Tensor grad_kernel = none, grad_ratio = none;
+    if (need_filter) {
+      auto kernel_spectrum = at::empty_like(transfer);
+      if (need_ratio)
+        grad_ratio = at::empty({s().batch, s().channels, g.n, g.columns()}, blur.options);
+      WienerGradientParams<T> p{};
+      p.misfit = spectrum_data<T>(misfits.back());
+      p.grad = spectrum_data<T>(grad_spectrum);
+      p.echo = echo.defined() ? echo.template const_data_ptr<T>() : nullptr;
+      p.image = spectrum_data<T>(image);
+      p.grad_prediction = spectrum_data<T>(grad_prediction);
+      p.grad_kernel = mutable_spectrum<T>(kernel_spectrum);
+      p.grad_ratio = need_ratio ? grad_ratio.template mutable_data_ptr<T>() : nullptr;
+      wiener_gradients_cpu<T>(s(), g, params(), p);
+      if (need_kernel) grad_kernel = blur.kernel_from_spectrum(kernel_spectrum, g);
+    }
+    spectrum_multiply_cpu<T>(s(), g, spectrum_data<T>(transfer), true,
+                             mutable_spectrum<T>(grad_prediction));
+    auto grad_image = inverse_fft(grad_prediction, g).add_(grad);
+    return {grad_image, need_observation ? grad_observation : none, grad_kernel, grad_ratio};
+  }
+};
+
+}  // namespace
+
+at::Tensor wiener_deconv2d(const at::Tensor& image_hat, const at::Tensor& observation,
+                           const at::Tensor& kernel, const at::Tensor& ratio,
+                           const std::optional<at::Tensor>& mask, int64_t passes) {
+  const WienerInputs in{image_hat, observation, kernel, ratio, mask, passes};
+  const auto s = check_wiener(in);
+  if (s.planes() == 0) return at::zeros(image_hat.sizes(), image_hat.options());
+  const auto type = compute_type(image_hat, kernel);
+  return dispatch_real(type, [&](auto zero) {
+    using T = decltype(zero);
+    return Wiener<T>(s, in, type).solve().to(image_hat.scalar_type());
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> wiener_deconv2d_backward(
+    const at::Tensor& grad, const at::Tensor& image_hat, const at::Tensor& observation,
+    const at::Tensor& kernel, const at::Tensor& ratio, const std::optional<at::Tensor>& mask,
+    int64_t passes, bool need_observation, bool need_kernel, bool need_ratio) {
+  const WienerInputs in{image_hat, observation, kernel, ratio, mask, passes};
+  const auto s = check_wiener(in);
+  TORCH_CHECK_VALUE(grad.sizes() == image_hat.sizes(), "grad must have the shape of image_hat ",
+                    image_hat.sizes(), ", found ", grad.sizes());
+  const auto type = compute_type(image_hat, kernel);
+  if (s.planes() == 0) {
+    const auto options = image_hat.options().dtype(type);
+    const auto none = at::zeros({0}, options);
+    return {
+        at::zeros(image_hat.sizes(), options),
+        need_observation ? at::zeros(image_hat.sizes(), options) : none,
+        need_kernel ? at::zeros(kernel.sizes(), options) : none,
+        need_ratio ? at::zeros({s.batch, s.channels, s.height, s.width / 2 + 1}, options) : none};
+  }
+  return dispatch_real(type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto out = Wiener<T>(s, in, type)
+                         .backward(prepare(grad, type), need_observation, need_kernel, need_ratio);
+    return std::make_tuple(out[0], out[1], out[2], out[3]);
+  });
+}
+
+}  // namespace latentdem
