@@ -91,16 +91,19 @@ struct QuotientParams {
 template <class T>
 void quotient_cpu(const BlurShape& s, const QuotientParams<T>& p);
 
-// output [B,C,H,W] = image * max(correction, 0) / (weight * (1 - total_variation * curvature)).
-// The weight is [Bn,Cn,H,W] with strides in planes; where it is below `least` the observation
-// says nothing about a pixel, which then keeps its value.
+// weight -> 1 / weight in place, or zero where it is at most `least`: there the observation says
+// nothing about a pixel.
+template <class T>
+void invert_weight_cpu(int64_t count, T least, T* weight);
+
+// output [B,C,H,W] = image * max(correction, 0) * inverse / (1 - total_variation * curvature);
+// pixels of zero inverse weight keep the image's value in place of the first product. The output
+// may be the image's own memory if total_variation is zero.
 template <class T>
 struct LucyUpdateParams {
   const T* image;
   const T* correction;
-  const T* weight;
-  int64_t weight_stride_b, weight_stride_c;
-  T least;
+  const T* inverse;
   T total_variation;
   T floor;
   T* output;

@@ -188,18 +188,24 @@ void quotient_cpu(const BlurShape& s, const QuotientParams<T>& p) {
 }
 
 template <class T>
+void invert_weight_cpu(int64_t count, T least, T* weight) {
+  parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) weight[i] = weight[i] > least ? 1 / weight[i] : T(0);
+  });
+}
+
+template <class T>
 void lucy_update_cpu(const BlurShape& s, const LucyUpdateParams<T>& p) {
   const int64_t h = s.height, w = s.width;
   for_each_row(s.planes(), h, w, [&](int64_t plane, int64_t y) {
-    const int64_t weight_plane =
-        plane / s.channels * p.weight_stride_b + plane % s.channels * p.weight_stride_c;
-    const T* weight = p.weight + (weight_plane * h + y) * w;
-    const T* here = p.image + (plane * h + y) * w;
-    const T* correction = p.correction + (plane * h + y) * w;
-    T* out = p.output + (plane * h + y) * w;
+    const int64_t offset = (plane * h + y) * w;
+    const T* here = p.image + offset;
+    const T* correction = p.correction + offset;
+    const T* inverse = p.inverse + offset;
+    T* out = p.output + offset;
     for (int64_t x = 0; x < w; ++x) {
-      const T factor = weight[x] > p.least ? std::max(correction[x], T(0)) / weight[x] : T(1);
-      out[x] = here[x] * factor;
+      const T factor = std::max(correction[x], T(0)) * inverse[x];
+      out[x] = here[x] * (inverse[x] == 0 ? T(1) : factor);
     }
     if (p.total_variation == 0) return;
     const T* north = y > 0 ? here - w : here;
@@ -228,6 +234,7 @@ void lucy_update_cpu(const BlurShape& s, const LucyUpdateParams<T>& p) {
   template void wiener_gradients_cpu<T>(const BlurShape&, const SpectralGrid&,                     \
                                         const WienerParams<T>&, const WienerGradientParams<T>&);   \
   template void quotient_cpu<T>(const BlurShape&, const QuotientParams<T>&);                       \
+  template void invert_weight_cpu<T>(int64_t, T, T*);                                              \
   template void lucy_update_cpu<T>(const BlurShape&, const LucyUpdateParams<T>&);
 LATENTDEM_INSTANTIATE(float)
 LATENTDEM_INSTANTIATE(double)

@@ -67,12 +67,11 @@ struct RichardsonLucy {
     q.quotient = quotient.template mutable_data_ptr<T>();
     const auto seen =
         mask.defined() ? mask.expand(size).contiguous() : at::ones(size, blur.options);
-    const auto weight = adjoint(seen);
+    auto inverse = adjoint(seen);
+    invert_weight_cpu<T>(inverse.numel(), static_cast<T>(kUnobserved),
+                         inverse.template mutable_data_ptr<T>());
     LucyUpdateParams<T> u{};
-    u.weight = weight.template const_data_ptr<T>();
-    u.weight_stride_c = 1;
-    u.weight_stride_b = s().channels;
-    u.least = static_cast<T>(kUnobserved);
+    u.inverse = inverse.template const_data_ptr<T>();
     u.total_variation = static_cast<T>(total_variation);
     u.floor = static_cast<T>(eps);
     for (int64_t i = 0; i < iterations; ++i) {
@@ -82,7 +81,7 @@ struct RichardsonLucy {
       q.plane = prediction.size(2) * prediction.size(3);
       quotient_cpu<T>(s(), q);
       const auto correction = adjoint(quotient);
-      auto next = at::empty_like(image);
+      auto next = total_variation > 0 ? at::empty_like(image) : image;
       u.image = image.const_data_ptr<T>();
       u.correction = correction.template const_data_ptr<T>();
       u.output = next.template mutable_data_ptr<T>();
@@ -110,13 +109,13 @@ at::Tensor richardson_lucy(const at::Tensor& observation, const at::Tensor& kern
   check_non_negative(kernel, "kernel");
   check_non_negative(initial, "initial");
   if (mask.has_value()) check_non_negative(*mask, "mask");
-  if (s.planes() == 0 || iterations == 0) return initial.clone();
+  if (s.planes() == 0 || iterations == 0) return initial.clone(at::MemoryFormat::Contiguous);
   const auto type = compute_type(initial, kernel);
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const RichardsonLucy<T> solver(s, prepare(kernel, type));
     return solver
-        .run(prepare(initial, type), prepare(observation, type),
+        .run(prepare(initial, type).clone(), prepare(observation, type),
              mask ? prepare(*mask, type) : at::Tensor(), iterations, total_variation, eps)
         .to(initial.scalar_type());
   });
