@@ -56,10 +56,21 @@ void convolve_strided_cpu(const DownsampleShape& s, const T* extended, const T* 
       std::fill(out, out + w, T(0));
       for (int64_t i = 0; i < kh; ++i) {
         phases.split(extended + (plane * he + y + kh - 1 - i) * we, we);
-        for (int64_t j = 0; j < kw; ++j) {
-          const T tap = k[i * kw + j];
+        // Four taps at a time: the sums are loaded and stored a quarter as often.
+        const T* tap = k + i * kw;
+        int64_t j = 0;
+        for (; j + 4 <= kw; j += 4) {
+          const T t0 = tap[j], t1 = tap[j + 1], t2 = tap[j + 2], t3 = tap[j + 3];
+          const T* in0 = phases.from(kw - 1 - j);
+          const T* in1 = phases.from(kw - 2 - j);
+          const T* in2 = phases.from(kw - 3 - j);
+          const T* in3 = phases.from(kw - 4 - j);
+          for (int64_t x = 0; x < w; ++x)
+            out[x] += (t0 * in0[x] + t1 * in1[x]) + (t2 * in2[x] + t3 * in3[x]);
+        }
+        for (; j < kw; ++j) {
           const T* in = phases.from(kw - 1 - j);
-          for (int64_t x = 0; x < w; ++x) out[x] += tap * in[x];
+          for (int64_t x = 0; x < w; ++x) out[x] += tap[j] * in[x];
         }
       }
     }
