@@ -127,7 +127,7 @@ def kernel_map_update(
             lags, rhs, split[:, 0], estimate[:, 0], alpha=alpha, steps=solver_steps
         )[:, None].clamp_min(0)
         total = solution.sum((-2, -1), keepdim=True)
-        estimate = torch.where(total > 0, solution / total.clamp_min(1e-30), split)
+        estimate = torch.where(total == 0, split, solution / total)
         split = prior(estimate, strength)
     return estimate
 
@@ -192,7 +192,9 @@ def recenter_kernel(kernel: Tensor, *, subpixel: bool = True) -> Tensor:
     """Shift each plane of ``[...,kh,kw]`` so that its centre of mass is at (kh//2, kw//2).
 
     The shift is bilinear, or with ``subpixel=False`` to the nearest pixel, so a non-negative
-    kernel stays non-negative; what leaves the support is lost and the sum restored.
+    kernel stays non-negative; what leaves the support is lost and the sum restored.  A plane
+    whose centre of mass does not exist or lies out of the frame (no mass, mixed signs, a value
+    that is not finite) is returned as it is.
     Differentiable (the nearest-pixel shift is taken as constant).
     """
     return call(_ops.recenter_kernel.default, kernel, subpixel)
