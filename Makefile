@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format bench build evaluate clean
+.PHONY: help demo test lint format sanitize fuzz bench build evaluate clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,12 @@ format: $(VENV)/.installed  ## Format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp')
+
+sanitize: $(VENV)/.installed  ## Operator tests and fuzzing under AddressSanitizer and UBSan
+	PATH="$(abspath $(BIN)):$$PATH" tests/sanitize.sh
+
+fuzz: build  ## Many more random malformed inputs than the tests take
+	LATENTDEM_FUZZ=20000 $(BIN)/python -m pytest -q tests/ops/test_fuzz.py
 
 bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_blur.py

@@ -1,8 +1,13 @@
 // The pybind11 module latentdem_ext._C: a second face over the dispatcher, and build_info().
+#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 #include <optional>
 #include <string>
@@ -187,10 +192,20 @@ py::dict build_info() {
   return info;
 }
 
+// The threads of GNU OpenMP, torch's and MKL's included, do not survive a fork, and a parallel
+// region in the child would wait for them for ever. So a forked child computes on one thread,
+// as torch's DataLoader workers do.
+void compute_serially_after_fork() {
+#if defined(__unix__) || defined(__APPLE__)
+  pthread_atfork(nullptr, nullptr, [] { at::set_num_threads(1); });
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operators of latentdem_ext; see latentdem_ext.ops for their documentation.";
+  compute_serially_after_fork();
   m.def("build_info", &build_info);
   const auto release = py::call_guard<py::gil_scoped_release>();
   using py::arg;

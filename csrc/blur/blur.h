@@ -93,23 +93,4 @@ template <class T>
 void spectrum_multiply_cpu(const BlurShape& s, const SpectralGrid& g, const Complex<T>* kernel,
                            bool conjugate, Complex<T>* spectrum);
 
-// One pass over the half spectra, any output of which may be null:
-//   R = K X - Y if observation is given, else R = residual;
-//   loss[b] = sum |R|^2 / (2 n m) (Parseval); grad_image = conj(K) R (needs kernel);
-//   grad_kernel = sum over broadcast dimensions of conj(X) R.
-// grad_image may be the memory of residual or observation.
-template <class T>
-struct SpectralGradientParams {
-  const Complex<T>* image;
-  const Complex<T>* kernel;
-  const Complex<T>* observation;
-  const Complex<T>* residual;
-  Complex<T>* grad_image;
-  Complex<T>* grad_kernel;
-  T* loss;
-};
-template <class T>
-void spectral_gradients_cpu(const BlurShape& s, const SpectralGrid& g,
-                            const SpectralGradientParams<T>& p);
-
 }  // namespace latentdem

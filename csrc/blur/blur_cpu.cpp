@@ -232,61 +232,6 @@ void spectrum_multiply_cpu(const BlurShape& s, const SpectralGrid& g, const Comp
   });
 }
 
-template <class T>
-void spectral_gradients_cpu(const BlurShape& s, const SpectralGrid& g,
-                            const SpectralGradientParams<T>& p) {
-  const int64_t columns = g.columns(), bins = g.bins();
-  const int64_t kernels = s.kernel_batch() * s.kernel_channels();
-  std::vector<double> rows(p.loss ? s.planes() * g.n : 0);
-  // Rows of the spectrum are independent; the planes that share a kernel are summed in order.
-  parallel_for(g.n, kGrain / std::max<int64_t>(columns * s.planes(), 1) + 1,
-               [&](int64_t begin, int64_t end) {
-                 std::vector<Complex<T>> sum(kernels * columns);
-                 for (int64_t y = begin; y < end; ++y) {
-                   std::fill(sum.begin(), sum.end(), Complex<T>{0, 0});
-                   for (int64_t plane = 0; plane < s.planes(); ++plane) {
-                     const int64_t offset = plane * bins + y * columns;
-                     const int64_t index = s.kernel_index(plane);
-                     const Complex<T>* k =
-                         p.kernel ? p.kernel + index * bins + y * columns : nullptr;
-                     const Complex<T>* image = p.image + offset;
-                     const Complex<T>* observed = p.observation ? p.observation + offset : nullptr;
-                     const Complex<T>* given = p.residual ? p.residual + offset : nullptr;
-                     double total = 0;
-                     for (int64_t x = 0; x < columns; ++x) {
-                       Complex<T> r;
-                       if (observed != nullptr) {
-                         r = multiply(k[x], image[x]);
-                         r = {r.re - observed[x].re, r.im - observed[x].im};
-                       } else {
-                         r = given[x];
-                       }
-                       if (p.loss)
-                         total += spectrum_weight(x, g.m) * static_cast<double>(squared_norm(r));
-                       if (p.grad_kernel) {
-                         const Complex<T> c = multiply_conj(image[x], r);
-                         sum[index * columns + x].re += c.re;
-                         sum[index * columns + x].im += c.im;
-                       }
-                       if (p.grad_image) p.grad_image[offset + x] = multiply_conj(k[x], r);
-                     }
-                     if (p.loss) rows[plane * g.n + y] = total;
-                   }
-                   if (p.grad_kernel)
-                     for (int64_t index = 0; index < kernels; ++index)
-                       std::copy(sum.begin() + index * columns, sum.begin() + (index + 1) * columns,
-                                 p.grad_kernel + index * bins + y * columns);
-                 }
-               });
-  if (p.loss) {
-    for (int64_t b = 0; b < s.batch; ++b) {
-      double total = 0;
-      for (int64_t r = 0; r < s.channels * g.n; ++r) total += rows[b * s.channels * g.n + r];
-      p.loss[b] = static_cast<T>(total / (2.0 * static_cast<double>(g.n) * g.m));
-    }
-  }
-}
-
 #define LATENTDEM_INSTANTIATE(T)                                                                   \
   template void extend_cpu<T>(const BlurShape&, const T*, T*);                                     \
   template void fold_cpu<T>(const BlurShape&, const T*, T*);                                       \
@@ -298,9 +243,7 @@ void spectral_gradients_cpu(const BlurShape& s, const SpectralGrid& g,
   template void gather_kernel_cpu<T>(const BlurShape&, const SpectralGrid&, int64_t, const T*,     \
                                      T*);                                                          \
   template void spectrum_multiply_cpu<T>(const BlurShape&, const SpectralGrid&, const Complex<T>*, \
-                                         bool, Complex<T>*);                                       \
-  template void spectral_gradients_cpu<T>(const BlurShape&, const SpectralGrid&,                   \
-                                          const SpectralGradientParams<T>&);
+                                         bool, Complex<T>*);
 LATENTDEM_INSTANTIATE(float)
 LATENTDEM_INSTANTIATE(double)
 #undef LATENTDEM_INSTANTIATE

@@ -14,7 +14,7 @@
 #include <string_view>
 #include <tuple>
 
-#include "blur/blur.h"
+#include "blur/blur_spectral.h"
 #include "common/checks.h"
 #include "common/fft_size.h"
 
@@ -80,7 +80,8 @@ inline bool use_direct(const BlurShape& s) {
 
 // A circular blur needs no extension if the image itself is a good transform size.
 inline bool wraps_in_place(const BlurShape& s) {
-  return s.boundary == Boundary::kCircular && is_fft_size(s.height) && is_fft_size(s.width);
+  return s.boundary == Boundary::kCircular && s.height % 2 == 0 && is_fft_size(s.height) &&
+         is_fft_size(s.width);
 }
 
 inline SpectralGrid make_grid(const BlurShape& s) {
@@ -168,8 +169,59 @@ struct Blur {
     return inverse_fft(product, g).contiguous();
   }
 
-  at::Tensor crop(const at::Tensor& field) const {
-    return field.narrow(2, 0, s.output_height()).narrow(3, 0, s.output_width()).contiguous();
+  // The part of the spectral path that all operators share; `image` is extended already.
+  SpectralBlur<T> spectral(const at::Tensor* image, const at::Tensor* kernel,
+                           const at::Tensor* second) const {
+    SpectralBlur<T> p{};
+    p.s = s;
+    p.g = make_grid(s);
+    if (image != nullptr) {
+      p.image = image->const_data_ptr<T>();
+      p.image_rows = image->size(2);
+      p.image_columns = image->size(3);
+    }
+    if (kernel != nullptr) p.kernel = kernel->const_data_ptr<T>();
+    if (second != nullptr) {
+      p.second = second->const_data_ptr<T>();
+      p.second_rows = second->size(2);
+      p.second_columns = second->size(3);
+    }
+    return p;
+  }
+
+  at::Tensor on_grid(const at::Tensor& image) const {
+    return wraps_in_place(s) ? image : extend(image);
+  }
+
+  at::Tensor off_grid(const at::Tensor& image) const {
+    return wraps_in_place(s) ? image : fold(image);
+  }
+
+  at::Tensor empty_on_grid() const {
+    return wraps_in_place(s)
+               ? at::empty({s.batch, s.channels, s.height, s.width}, options)
+               : at::empty({s.batch, s.channels, s.extended_height(), s.extended_width()}, options);
+  }
+
+  static void set_output(SpectralBlur<T>& p, const at::Tensor& output) {
+    p.output = output.mutable_data_ptr<T>();
+    p.output_rows = output.size(2);
+    p.output_columns = output.size(3);
+  }
+
+  at::Tensor empty_kernel() const {
+    return at::empty({s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width},
+                     options);
+  }
+
+  // k * x from an image that is extended already.
+  at::Tensor blur_extended(const at::Tensor& extended, const at::Tensor& kernel) const {
+    auto out = at::empty(output_size(s), options);
+    auto p = spectral(&extended, &kernel, nullptr);
+    p.predict = true;
+    set_output(p, out);
+    spectral_blur_cpu(p);
+    return out;
   }
 
   at::Tensor forward(const at::Tensor& image, const at::Tensor& kernel) const {
@@ -179,8 +231,7 @@ struct Blur {
                       out.mutable_data_ptr<T>());
       return out;
     }
-    const auto g = make_grid(s);
-    return crop(predict(image_spectrum(image, g), kernel_spectrum(kernel, g), g));
+    return blur_extended(on_grid(image), kernel);
   }
 
   at::Tensor adjoint(const at::Tensor& residual, const at::Tensor& kernel) const {
@@ -191,11 +242,11 @@ struct Blur {
                               extended.mutable_data_ptr<T>());
       return fold(extended);
     }
-    const auto g = make_grid(s);
-    auto spectrum = forward_fft(residual, g);
-    spectrum_multiply_cpu<T>(s, g, spectrum_data<T>(kernel_spectrum(kernel, g)), true,
-                             mutable_spectrum<T>(spectrum));
-    return image_from_spectrum(spectrum, g);
+    const auto out = empty_on_grid();
+    auto p = spectral(nullptr, &kernel, &residual);
+    set_output(p, out);
+    spectral_blur_cpu(p);
+    return off_grid(out);
   }
 
   at::Tensor kernel_adjoint(const at::Tensor& image, const at::Tensor& residual) const {
@@ -206,16 +257,12 @@ struct Blur {
                              residual.const_data_ptr<T>(), out.mutable_data_ptr<T>());
       return out;
     }
-    const auto g = make_grid(s);
-    const auto x = image_spectrum(image, g), r = forward_fft(residual, g);
-    auto spectrum =
-        at::empty({s.kernel_batch() * s.kernel_channels(), g.n, g.columns()}, r.options());
-    SpectralGradientParams<T> p{};
-    p.image = spectrum_data<T>(x);
-    p.residual = spectrum_data<T>(r);
-    p.grad_kernel = mutable_spectrum<T>(spectrum);
-    spectral_gradients_cpu<T>(s, g, p);
-    return kernel_from_spectrum(spectrum, g);
+    const auto extended = on_grid(image);
+    auto out = empty_kernel();
+    auto p = spectral(&extended, nullptr, &residual);
+    p.grad_kernel = out.template mutable_data_ptr<T>();
+    spectral_blur_cpu(p);
+    return out;
   }
 
   // Residual and loss of a prediction with the given pitch (row) and plane strides.
@@ -247,25 +294,21 @@ struct Blur {
       const auto r = residual(forward(image, kernel), observation, mask, loss);
       return {loss, adjoint(r, kernel), kernel_adjoint(image, r)};
     }
-    const auto g = make_grid(s);
-    const auto x = image_spectrum(image, g), k = kernel_spectrum(kernel, g);
-    auto grad_kernel = at::empty_like(k);
-    SpectralGradientParams<T> p{};
-    p.image = spectrum_data<T>(x);
-    p.kernel = spectrum_data<T>(k);
-    p.grad_kernel = mutable_spectrum<T>(grad_kernel);
-    at::Tensor work;
-    if (wraps_in_place(s) && !mask.defined()) {
-      work = forward_fft(observation, g);
-      p.observation = spectrum_data<T>(work);
-      p.loss = loss.mutable_data_ptr<T>();
-    } else {
-      work = forward_fft(residual(predict(x, k, g), observation, mask, loss), g);
-      p.residual = spectrum_data<T>(work);
+    const auto extended = on_grid(image), grad = empty_on_grid();
+    const auto grad_kernel = empty_kernel();
+    // Without a mask a periodic residual never has to leave the spectrum.
+    const bool fused = wraps_in_place(s) && !mask.defined();
+    const auto second =
+        fused ? observation : residual(blur_extended(extended, kernel), observation, mask, loss);
+    auto p = spectral(&extended, &kernel, &second);
+    if (fused) {
+      p.second_is_observation = true;
+      p.loss = loss.template mutable_data_ptr<T>();
     }
-    p.grad_image = mutable_spectrum<T>(work);
-    spectral_gradients_cpu<T>(s, g, p);
-    return {loss, image_from_spectrum(work, g), kernel_from_spectrum(grad_kernel, g)};
+    set_output(p, grad);
+    p.grad_kernel = grad_kernel.template mutable_data_ptr<T>();
+    spectral_blur_cpu(p);
+    return {loss, off_grid(grad), grad_kernel};
   }
 };
 

@@ -4,5 +4,6 @@
 #if defined(__CUDACC__)
 #define LATENTDEM_HD __host__ __device__ inline
 #else
-#define LATENTDEM_HD inline
+// Always: a copy left to the linker might come from a build for a newer processor (isa.h).
+#define LATENTDEM_HD inline __attribute__((always_inline))
 #endif

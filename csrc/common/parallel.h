@@ -13,6 +13,14 @@
 
 namespace latentdem {
 
+inline int64_t max_threads() {
+#if defined(_OPENMP)
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
 // Calls body(begin, end) on disjoint ranges that cover [0, count). `grain` is the least
 // number of items worth a thread of their own.
 template <class Body>

@@ -50,10 +50,6 @@ template <class T>
 void scatter_wrapped_cpu(int64_t planes, int64_t n, int64_t m, int64_t rows, int64_t cols,
                          int64_t oy, int64_t ox, const T* in, T* out);
 
-// spectrum [P,bins] *= factor [P,bins]
-template <class T>
-void multiply_spectra_cpu(int64_t count, const Complex<T>* factor, Complex<T>* spectrum);
-
 // State of one conjugate-gradient solve per image; all [B,size].
 template <class T>
 struct ConjugateGradient {

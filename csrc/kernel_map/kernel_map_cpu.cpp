@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "common/parallel.h"
@@ -112,11 +113,6 @@ void scatter_wrapped_cpu(int64_t planes, int64_t n, int64_t m, int64_t rows, int
 }
 
 template <class T>
-void multiply_spectra_cpu(int64_t count, const Complex<T>* factor, Complex<T>* spectrum) {
-  for (int64_t i = 0; i < count; ++i) spectrum[i] = multiply(factor[i], spectrum[i]);
-}
-
-template <class T>
 void cg_start_cpu(const ConjugateGradient<T>& cg, double alpha, const T* rhs, const T* target,
                   const T* product) {
   const T a = static_cast<T>(alpha);
@@ -139,6 +135,11 @@ void cg_step_cpu(const ConjugateGradient<T>& cg, double alpha, const T* product)
     double curvature = 0;
     for (int64_t i = begin; i < end; ++i)
       curvature += static_cast<double>(cg.direction[i]) * (product[i] + a * cg.direction[i]);
+    // The last solution would be a finite wrong answer to a system that is not finite.
+    if (!std::isfinite(curvature) || !std::isfinite(cg.energy[b])) {
+      std::fill(cg.solution + begin, cg.solution + end, std::numeric_limits<T>::quiet_NaN());
+      continue;
+    }
     // Converged, or rounding has eaten the curvature: any further step would only add noise.
     if (!(curvature > 0) || !(cg.energy[b] > 0)) continue;
     const T step = static_cast<T>(cg.energy[b] / curvature);
@@ -161,14 +162,14 @@ void clamp_normalize_cpu(int64_t planes, int64_t size, const T* fallback, T* ker
     T* k = kernel + p * size;
     double sum = 0;
     for (int64_t i = 0; i < size; ++i) {
-      k[i] = k[i] > 0 ? k[i] : T(0);
+      k[i] = k[i] < 0 ? T(0) : k[i];  // keeps NaN
       sum += k[i];
     }
-    if (sum > 0) {
+    if (sum == 0) {
+      std::copy(fallback + p * size, fallback + (p + 1) * size, k);
+    } else {
       const T scale = static_cast<T>(1 / sum);
       for (int64_t i = 0; i < size; ++i) k[i] *= scale;
-    } else {
-      std::copy(fallback + p * size, fallback + (p + 1) * size, k);
     }
   }
 }
@@ -189,15 +190,22 @@ void project_simplex_cpu(int64_t planes, int64_t size, const T* in, T* out) {
     std::vector<double> sorted(size);
     for (int64_t p = begin; p < end; ++p) {
       std::copy(in + p * size, in + (p + 1) * size, sorted.begin());
+      // NaN has no place in an order, and std::sort may run out of bounds looking for it.
+      if (!std::all_of(sorted.begin(), sorted.end(), [](double v) { return std::isfinite(v); })) {
+        std::fill(out + p * size, out + (p + 1) * size, std::numeric_limits<T>::quiet_NaN());
+        continue;
+      }
       std::sort(sorted.begin(), sorted.end(), std::greater<double>());
+      // The projection does not see a constant; without it, large values keep their digits.
+      const double top = sorted[0];
       double sum = 0, shift = 0;
       for (int64_t i = 0; i < size; ++i) {
-        sum += sorted[i];
+        sum += sorted[i] - top;
         const double candidate = (sum - 1) / static_cast<double>(i + 1);
-        if (sorted[i] > candidate) shift = candidate;
+        if (sorted[i] - top > candidate) shift = candidate;
       }
       for (int64_t i = 0; i < size; ++i) {
-        const double v = static_cast<double>(in[p * size + i]) - shift;
+        const double v = static_cast<double>(in[p * size + i]) - top - shift;
         out[p * size + i] = static_cast<T>(v > 0 ? v : 0);
       }
     }
@@ -256,7 +264,6 @@ void recenter_kernel_cpu(int64_t planes, int64_t kh, int64_t kw, bool subpixel, 
                                       int64_t, const T*, T*);                                \
   template void scatter_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, \
                                        int64_t, const T*, T*);                               \
-  template void multiply_spectra_cpu<T>(int64_t, const Complex<T>*, Complex<T>*);            \
   template void cg_start_cpu<T>(const ConjugateGradient<T>&, double, const T*, const T*,     \
                                 const T*);                                                   \
   template void cg_step_cpu<T>(const ConjugateGradient<T>&, double, const T*);               \

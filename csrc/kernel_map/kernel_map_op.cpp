@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <array>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,7 @@
 #include "common/checks.h"
 #include "common/dispatch.h"
 #include "common/fft_size.h"
-#include "kernel_map/kernel_map.h"
+#include "kernel_map/kernel_map_spectral.h"
 
 namespace latentdem {
 namespace {
@@ -57,6 +58,11 @@ void check_images(const at::Tensor& image, const at::Tensor& observation,
                     " x ", image.size(3), "), found ", window->sizes());
 }
 
+void check_variance(double image_variance) {
+  TORCH_CHECK_VALUE(image_variance >= 0 && std::isfinite(image_variance),
+                    "image_variance must be finite and not negative, found ", image_variance);
+}
+
 template <class T>
 Complex<T>* spectrum(const at::Tensor& t) {
   return reinterpret_cast<Complex<T>*>(t.mutable_data_ptr());
@@ -70,24 +76,34 @@ at::Tensor inverse_fft(const at::Tensor& t, int64_t n, int64_t m) {
   return at::fft_irfft2(t, std::array<int64_t, 2>{n, m}).contiguous();
 }
 
-// Pooled power and cross spectra on the grid n x m, and the noise power per image.
+// The transforms' grid: a window means that the fields end at the border, so that they are
+// correlated without wrapping round.
+std::array<int64_t, 2> grid_size(const FieldShape& s, bool linear, int64_t kh, int64_t kw) {
+  if (!linear) return {s.height, s.width};
+  return {next_fft_size(s.height + kh - 1), next_fft_size(s.width + kw - 1)};
+}
+
+// What is correlated: the image itself if nothing is to be done to it, else its fields.
+template <class T>
+at::Tensor make_fields(const FieldShape& s, const at::Tensor& image, const at::Tensor& window) {
+  if (!s.gradient && !window.defined()) return image;
+  auto fields = at::empty({s.batch, s.fields(), s.height, s.width}, image.options());
+  make_fields_cpu<T>(s, image.const_data_ptr<T>(),
+                     window.defined() ? window.const_data_ptr<T>() : nullptr,
+                     fields.template mutable_data_ptr<T>());
+  return fields;
+}
+
+// Pooled power and cross spectra on the grid n x m.
 template <class T>
 struct Spectra {
   int64_t n, m;
   at::Tensor power, cross;  // [B,n,M]
 
-  Spectra(const FieldShape& s, const at::Tensor& image, const at::Tensor& observation,
-          const at::Tensor& window, int64_t kh, int64_t kw) {
-    // A window means that the fields end at the border: correlate without wrapping round.
-    const bool linear = window.defined();
-    n = linear ? next_fft_size(s.height + kh - 1) : s.height;
-    m = linear ? next_fft_size(s.width + kw - 1) : s.width;
-    const T* weight = linear ? window.const_data_ptr<T>() : nullptr;
-    auto fields = at::empty({s.batch, s.fields(), s.height, s.width}, image.options());
-    make_fields_cpu<T>(s, image.const_data_ptr<T>(), weight, fields.mutable_data_ptr<T>());
-    const auto x = forward_fft(fields, n, m);
-    make_fields_cpu<T>(s, observation.const_data_ptr<T>(), weight, fields.mutable_data_ptr<T>());
-    const auto y = forward_fft(fields, n, m);
+  Spectra(const FieldShape& s, std::array<int64_t, 2> grid, const at::Tensor& image_fields,
+          const at::Tensor& observation_fields)
+      : n(grid[0]), m(grid[1]) {
+    const auto x = forward_fft(image_fields, n, m), y = forward_fft(observation_fields, n, m);
     const int64_t bins = n * (m / 2 + 1);
     power = at::empty({s.batch, n, m / 2 + 1}, x.options());
     cross = at::empty_like(power);
@@ -103,74 +119,48 @@ FieldShape field_shape(const at::Tensor& image, const at::Tensor& window, bool g
 }
 
 template <class T>
-std::tuple<at::Tensor, at::Tensor> correlations(const Spectra<T>& spectra, int64_t batch,
-                                                int64_t kh, int64_t kw,
-                                                const at::TensorOptions& options) {
-  const int64_t n = spectra.n, m = spectra.m;
-  auto autocorrelation = at::empty({batch, 2 * kh - 1, 2 * kw - 1}, options);
-  auto crosscorrelation = at::empty({batch, kh, kw}, options);
-  gather_wrapped_cpu<T>(batch, n, m, 2 * kh - 1, 2 * kw - 1, kh - 1, kw - 1,
-                        inverse_fft(spectra.power, n, m).template const_data_ptr<T>(),
-                        autocorrelation.mutable_data_ptr<T>());
-  gather_wrapped_cpu<T>(batch, n, m, kh, kw, kh / 2, kw / 2,
-                        inverse_fft(spectra.cross, n, m).template const_data_ptr<T>(),
-                        crosscorrelation.mutable_data_ptr<T>());
+std::tuple<at::Tensor, at::Tensor> correlations(const FieldShape& s, std::array<int64_t, 2> grid,
+                                                const at::Tensor& x, const at::Tensor& y,
+                                                int64_t kh, int64_t kw) {
+  const auto [n, m] = grid;
+  auto autocorrelation = at::empty({s.batch, 2 * kh - 1, 2 * kw - 1}, x.options());
+  auto crosscorrelation = at::empty({s.batch, kh, kw}, x.options());
+  T* const lags = autocorrelation.template mutable_data_ptr<T>();
+  T* const cross = crosscorrelation.template mutable_data_ptr<T>();
+  if (n % 2 == 0 && is_fft_size(n) && is_fft_size(m)) {
+    correlations_cpu<T>({s.batch, s.fields(), s.height, s.width, n, m, kh, kw,
+                         x.const_data_ptr<T>(), y.const_data_ptr<T>(), lags, cross});
+    return {autocorrelation, crosscorrelation};
+  }
+  // A periodic image of awkward size must be transformed at that size.
+  const Spectra<T> spectra(s, grid, x, y);
+  gather_wrapped_cpu<T>(s.batch, n, m, 2 * kh - 1, 2 * kw - 1, kh - 1, kw - 1,
+                        inverse_fft(spectra.power, n, m).template const_data_ptr<T>(), lags);
+  gather_wrapped_cpu<T>(s.batch, n, m, kh, kw, kh / 2, kw / 2,
+                        inverse_fft(spectra.cross, n, m).template const_data_ptr<T>(), cross);
   return {autocorrelation, crosscorrelation};
 }
 
-// Conjugate gradients on the support; products with the Toeplitz matrix of the lags by FFTs
-// of about twice the kernel size.
 template <class T>
-class SupportSolver {
- public:
-  SupportSolver(const at::Tensor& autocorrelation, int64_t kh, int64_t kw)
-      : batch_(autocorrelation.size(0)),
-        kh_(kh),
-        kw_(kw),
-        n_(next_fft_size(2 * kh - 1)),
-        m_(next_fft_size(2 * kw - 1)),
-        energy_(batch_) {
-    auto grid = at::empty({batch_, n_, m_}, autocorrelation.options());
-    scatter_wrapped_cpu<T>(batch_, n_, m_, 2 * kh - 1, 2 * kw - 1, kh - 1, kw - 1,
-                           autocorrelation.const_data_ptr<T>(),
-                           grid.template mutable_data_ptr<T>());
-    symbol_ = forward_fft(grid, n_, m_);
-    product_ = at::empty({batch_, kh, kw}, autocorrelation.options());
-    residual_ = at::empty_like(product_);
-    direction_ = at::empty_like(product_);
-  }
-
-  // Solves (A + alpha I) k = rhs + alpha * target, from and into `solution`.
-  void solve(const at::Tensor& rhs, const at::Tensor& target, double alpha, int64_t steps,
-             const at::Tensor& solution) {
-    const ConjugateGradient<T> cg{batch_,
-                                  kh_ * kw_,
-                                  solution.mutable_data_ptr<T>(),
-                                  residual_.template mutable_data_ptr<T>(),
-                                  direction_.template mutable_data_ptr<T>(),
-                                  energy_.data()};
-    multiply(solution);
-    cg_start_cpu<T>(cg, alpha, rhs.const_data_ptr<T>(), target.const_data_ptr<T>(),
-                    product_.template const_data_ptr<T>());
-    for (int64_t i = 0; i < steps; ++i) {
-      multiply(direction_);
-      cg_step_cpu<T>(cg, alpha, product_.template const_data_ptr<T>());
-    }
-  }
-
- private:
-  void multiply(const at::Tensor& kernel) {
-    auto transformed = forward_fft(kernel, n_, m_);
-    multiply_spectra_cpu<T>(transformed.numel(), spectrum<T>(symbol_), spectrum<T>(transformed));
-    gather_wrapped_cpu<T>(batch_, n_, m_, kh_, kw_, 0, 0,
-                          inverse_fft(transformed, n_, m_).template const_data_ptr<T>(),
-                          product_.template mutable_data_ptr<T>());
-  }
-
-  int64_t batch_, kh_, kw_, n_, m_;
-  at::Tensor symbol_, product_, residual_, direction_;
-  std::vector<double> energy_;
-};
+SupportLoopParams<T> support_loop(const at::Tensor& lags, const at::Tensor& rhs,
+                                  const at::Tensor& split, const at::Tensor& solution, double alpha,
+                                  int64_t steps) {
+  const int64_t kh = rhs.size(1), kw = rhs.size(2);
+  SupportLoopParams<T> p{};
+  p.batch = rhs.size(0);
+  p.kernel_height = kh;
+  p.kernel_width = kw;
+  p.n = next_fft_size(2 * kh - 1);
+  p.m = next_fft_size(2 * kw - 1);
+  p.autocorrelation = lags.const_data_ptr<T>();
+  p.rhs = rhs.const_data_ptr<T>();
+  p.split = split.mutable_data_ptr<T>();
+  p.solution = solution.mutable_data_ptr<T>();
+  p.alpha = alpha;
+  p.iterations = 1;
+  p.steps = steps;
+  return p;
+}
 
 // Noise power of each image's fields: image_variance times the squared weights they carry.
 std::vector<double> noise_power(const FieldShape& s, const at::Tensor& window, double variance) {
@@ -202,6 +192,7 @@ std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
     const at::Tensor& image, const at::Tensor& observation, const std::optional<at::Tensor>& window,
     at::IntArrayRef kernel_size, std::string_view domain, double image_variance) {
   check_images(image, observation, window, kernel_size);
+  check_variance(image_variance);
   const bool gradient = parse_domain(domain);
   const auto type = compute_type(image, observation);
   const auto options = image.options().dtype(type);
@@ -213,9 +204,10 @@ std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
     using T = decltype(zero);
     const auto weight = window ? window->to(type).contiguous() : at::Tensor();
     const auto s = field_shape(image, weight, gradient);
-    const Spectra<T> spectra(s, image.to(type).contiguous(), observation.to(type).contiguous(),
-                             weight, kh, kw);
-    auto result = correlations(spectra, s.batch, kh, kw, options);
+    auto result =
+        correlations<T>(s, grid_size(s, weight.defined(), kh, kw),
+                        make_fields<T>(s, image.to(type).contiguous(), weight),
+                        make_fields<T>(s, observation.to(type).contiguous(), weight), kh, kw);
     add_noise<T>(std::get<0>(result), noise_power(s, weight, image_variance), kh, kw, gradient);
     return result;
   });
@@ -236,16 +228,18 @@ at::Tensor kernel_map_solve(const at::Tensor& autocorrelation, const at::Tensor&
       target.sizes() == crosscorrelation.sizes() && start.sizes() == crosscorrelation.sizes(),
       "target and start must have the shape of crosscorrelation ", crosscorrelation.sizes(),
       ", found ", target.sizes(), " and ", start.sizes());
-  TORCH_CHECK_VALUE(alpha >= 0, "alpha must not be negative, found ", alpha);
+  TORCH_CHECK_VALUE(alpha >= 0 && std::isfinite(alpha),
+                    "alpha must be finite and not negative, found ", alpha);
   TORCH_CHECK_VALUE(steps >= 0, "steps must not be negative, found ", steps);
   const auto type = compute_type(crosscorrelation, autocorrelation);
   auto solution = start.to(type).contiguous().clone();
   if (solution.numel() == 0) return solution;
   dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
-    SupportSolver<T> solver(autocorrelation.to(type).contiguous(), kh, kw);
-    solver.solve(crosscorrelation.to(type).contiguous(), target.to(type).contiguous(), alpha, steps,
-                 solution);
+    const auto a = autocorrelation.to(type).contiguous();
+    const auto b = crosscorrelation.to(type).contiguous();
+    const auto z = target.to(type).contiguous();
+    support_loop_cpu(support_loop<T>(a, b, z, solution, alpha, steps));
     return 0;
   });
   return solution;
@@ -263,13 +257,14 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
   TORCH_CHECK_VALUE(kernel.size(0) == image.size(0) && kernel.size(1) == 1,
                     "kernel must have shape [B,1,kh,kw] with image's batch (", image.size(0),
                     "), found ", kernel.sizes());
-  TORCH_CHECK_VALUE(noise_std > 0, "noise_std must be positive, found ", noise_std);
-  TORCH_CHECK_VALUE(penalty > 0, "penalty must be positive, found ", penalty);
-  TORCH_CHECK_VALUE(regularization >= 0, "regularization must not be negative, found ",
-                    regularization);
+  TORCH_CHECK_VALUE(noise_std > 0 && std::isfinite(noise_std),
+                    "noise_std must be positive and finite, found ", noise_std);
+  TORCH_CHECK_VALUE(penalty > 0 && std::isfinite(penalty),
+                    "penalty must be positive and finite, found ", penalty);
+  TORCH_CHECK_VALUE(regularization >= 0 && std::isfinite(regularization),
+                    "regularization must be finite and not negative, found ", regularization);
   TORCH_CHECK_VALUE(iterations > 0, "iterations must be positive, found ", iterations);
-  TORCH_CHECK_VALUE(image_variance >= 0, "image_variance must not be negative, found ",
-                    image_variance);
+  check_variance(image_variance);
   TORCH_CHECK_VALUE(solver_steps > 0, "solver_steps must be positive, found ", solver_steps);
   const bool gradient = parse_domain(domain);
   const auto kind = parse_prior(prior);
@@ -282,39 +277,40 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
     using T = decltype(zero);
     const auto weight = window ? window->to(type).contiguous() : at::Tensor();
     const auto s = field_shape(image, weight, gradient);
-    const Spectra<T> spectra(s, image.to(type).contiguous(), observation.to(type).contiguous(),
-                             weight, kh, kw);
+    const auto grid = grid_size(s, weight.defined(), kh, kw);
+    const auto x = make_fields<T>(s, image.to(type).contiguous(), weight);
+    const auto y = make_fields<T>(s, observation.to(type).contiguous(), weight);
     const auto noise = noise_power(s, weight, image_variance);
     auto k = z.clone();
     T* data = k.mutable_data_ptr<T>();
     T* split = z.mutable_data_ptr<T>();
-    const auto finish_iteration = [&] {
+    if (support_exact) {
+      auto [lags, rhs] = correlations<T>(s, grid, x, y, kh, kw);
+      add_noise<T>(lags, noise, kh, kw, gradient);
+      auto p = support_loop<T>(lags, rhs, z, k, alpha, solver_steps);
+      p.iterations = iterations;
+      p.project = true;
+      p.prior = kind;
+      p.regularization = regularization;
+      p.penalty = penalty;
+      support_loop_cpu(p);
+      return k.to(kernel.scalar_type());
+    }
+    const Spectra<T> spectra(s, grid, x, y);
+    auto padded = at::empty({batch, spectra.n, spectra.m}, z.options());
+    for (int64_t i = 0; i < iterations; ++i) {
+      scatter_wrapped_cpu<T>(batch, spectra.n, spectra.m, kh, kw, kh / 2, kw / 2, split,
+                             padded.template mutable_data_ptr<T>());
+      auto zs = forward_fft(padded, spectra.n, spectra.m);
+      full_grid_step_cpu<T>({batch, spectra.n, spectra.m, gradient, alpha, noise.data(),
+                             spectrum<T>(spectra.power), spectrum<T>(spectra.cross),
+                             spectrum<T>(zs)});
+      gather_wrapped_cpu<T>(batch, spectra.n, spectra.m, kh, kw, kh / 2, kw / 2,
+                            inverse_fft(zs, spectra.n, spectra.m).template const_data_ptr<T>(),
+                            data);
       clamp_normalize_cpu<T>(batch, kh * kw, split, data);
       std::copy(data, data + batch * kh * kw, split);
       apply_prior_cpu<T>(batch, kh * kw, kind, regularization, penalty, split);
-    };
-    if (support_exact) {
-      auto [lags, rhs] = correlations(spectra, batch, kh, kw, z.options());
-      add_noise<T>(lags, noise, kh, kw, gradient);
-      SupportSolver<T> solver(lags, kh, kw);
-      for (int64_t i = 0; i < iterations; ++i) {
-        solver.solve(rhs, z, alpha, solver_steps, k);
-        finish_iteration();
-      }
-    } else {
-      auto grid = at::empty({batch, spectra.n, spectra.m}, z.options());
-      for (int64_t i = 0; i < iterations; ++i) {
-        scatter_wrapped_cpu<T>(batch, spectra.n, spectra.m, kh, kw, kh / 2, kw / 2, split,
-                               grid.template mutable_data_ptr<T>());
-        auto zs = forward_fft(grid, spectra.n, spectra.m);
-        full_grid_step_cpu<T>({batch, spectra.n, spectra.m, gradient, alpha, noise.data(),
-                               spectrum<T>(spectra.power), spectrum<T>(spectra.cross),
-                               spectrum<T>(zs)});
-        gather_wrapped_cpu<T>(batch, spectra.n, spectra.m, kh, kw, kh / 2, kw / 2,
-                              inverse_fft(zs, spectra.n, spectra.m).template const_data_ptr<T>(),
-                              data);
-        finish_iteration();
-      }
     }
     return k.to(kernel.scalar_type());
   });

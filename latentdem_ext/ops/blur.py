@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem_ext.ops._transforms import call, differentiable
+
 _ops = torch.ops.latentdem
 
 
@@ -44,7 +46,7 @@ def blur_conv2d(image: Tensor, kernel: Tensor, *, boundary: str = "circular") ->
     >>> torch.equal(latentdem_ext.blur_conv2d(image, delta), image)
     True
     """
-    return _ops.blur_conv2d.default(image, kernel, boundary)
+    return call(_ops.blur_conv2d.default, image, kernel, boundary)
 
 
 def blur_conv2d_adjoint(
@@ -71,7 +73,7 @@ def blur_conv2d_adjoint(
     if image_size is None:
         grow = (kernel.shape[-2] - 1, kernel.shape[-1] - 1) if boundary == "valid" else (0, 0)
         image_size = (residual.shape[-2] + grow[0], residual.shape[-1] + grow[1])
-    return _ops.blur_conv2d_adjoint.default(residual, kernel, boundary, list(image_size))
+    return call(_ops.blur_conv2d_adjoint.default, residual, kernel, boundary, list(image_size))
 
 
 def blur_data_term(
@@ -95,7 +97,7 @@ def blur_data_term(
         ``[B]``, float32 or float64; differentiable in all tensors, twice.  An image's value
         never depends on its batch mates.
     """
-    return _ops.blur_data_term.default(image, kernel, observation, mask, boundary)
+    return call(_ops.blur_data_term.default, image, kernel, observation, mask, boundary)
 
 
 def blur_gradients(
@@ -186,9 +188,13 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = _saved(ctx)
     grad_image = grad_kernel = None
     if ctx.needs_input_grad[0]:
-        grad_image = _ops.blur_conv2d_adjoint(grad, saved["kernel"], ctx.boundary, ctx.image_size)
+        grad_image = call(
+            _ops.blur_conv2d_adjoint.default, grad, saved["kernel"], ctx.boundary, ctx.image_size
+        )
     if ctx.needs_input_grad[1]:
-        grad_kernel = _ops.blur_conv2d_kernel(saved["image"], grad, ctx.boundary, ctx.kernel_size)
+        grad_kernel = call(
+            _ops.blur_conv2d_kernel.default, saved["image"], grad, ctx.boundary, ctx.kernel_size
+        )
     return grad_image, grad_kernel, None
 
 
@@ -207,10 +213,10 @@ def _adjoint_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = _saved(ctx)
     grad_residual = grad_kernel = None
     if ctx.needs_input_grad[0]:
-        grad_residual = _ops.blur_conv2d(grad, saved["kernel"], ctx.boundary)
+        grad_residual = call(_ops.blur_conv2d.default, grad, saved["kernel"], ctx.boundary)
     if ctx.needs_input_grad[1]:
-        grad_kernel = _ops.blur_conv2d_kernel(
-            grad, saved["residual"], ctx.boundary, ctx.kernel_size
+        grad_kernel = call(
+            _ops.blur_conv2d_kernel.default, grad, saved["residual"], ctx.boundary, ctx.kernel_size
         )
     return grad_residual, grad_kernel, None, None
 
@@ -230,9 +236,11 @@ def _kernel_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = _saved(ctx)
     grad_image = grad_residual = None
     if ctx.needs_input_grad[0]:
-        grad_image = _ops.blur_conv2d_adjoint(saved["residual"], grad, ctx.boundary, ctx.image_size)
+        grad_image = call(
+            _ops.blur_conv2d_adjoint.default, saved["residual"], grad, ctx.boundary, ctx.image_size
+        )
     if ctx.needs_input_grad[1]:
-        grad_residual = _ops.blur_conv2d(saved["image"], grad, ctx.boundary)
+        grad_residual = call(_ops.blur_conv2d.default, saved["image"], grad, ctx.boundary)
     return grad_image, grad_residual, None, None
 
 
@@ -247,17 +255,19 @@ def _data_term_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     image, kernel, mask = saved["image"], saved["kernel"], saved["mask"]
     need_image, need_kernel, need_observation, need_mask = ctx.needs_input_grad[:4]
     dtype = grad.dtype
-    difference = _ops.blur_conv2d(image.to(dtype), kernel, ctx.boundary) - saved["observation"]
+    difference = (
+        call(_ops.blur_conv2d.default, image.to(dtype), kernel, ctx.boundary) - saved["observation"]
+    )
     scale = grad.reshape(-1, 1, 1, 1)
     residual = scale * difference if mask is None else scale * mask * difference
     grads: list[Tensor | None] = [None, None, None, None]
     if need_image:
-        grads[0] = _ops.blur_conv2d_adjoint(residual, kernel, ctx.boundary, image.shape[2:]).to(
-            ctx.dtypes[0]
-        )
+        grads[0] = call(
+            _ops.blur_conv2d_adjoint.default, residual, kernel, ctx.boundary, image.shape[2:]
+        ).to(ctx.dtypes[0])
     if need_kernel:
-        grads[1] = _ops.blur_conv2d_kernel(
-            image.to(dtype), residual, ctx.boundary, kernel.shape
+        grads[1] = call(
+            _ops.blur_conv2d_kernel.default, image.to(dtype), residual, ctx.boundary, kernel.shape
         ).to(ctx.dtypes[1])
     if need_observation:
         grads[2] = (-residual).to(ctx.dtypes[2])
@@ -266,13 +276,7 @@ def _data_term_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *grads, None
 
 
-torch.library.register_autograd("latentdem::blur_conv2d", _conv_backward, setup_context=_conv_setup)
-torch.library.register_autograd(
-    "latentdem::blur_conv2d_adjoint", _adjoint_backward, setup_context=_adjoint_setup
-)
-torch.library.register_autograd(
-    "latentdem::blur_conv2d_kernel", _kernel_backward, setup_context=_kernel_setup
-)
-torch.library.register_autograd(
-    "latentdem::blur_data_term", _data_term_backward, setup_context=_data_term_setup
-)
+differentiable("blur_conv2d", _conv_backward, _conv_setup)
+differentiable("blur_conv2d_adjoint", _adjoint_backward, _adjoint_setup)
+differentiable("blur_conv2d_kernel", _kernel_backward, _kernel_setup)
+differentiable("blur_data_term", _data_term_backward, _data_term_setup)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem_ext.ops._transforms import call, differentiable
+
 _ops = torch.ops.latentdem
 
 
@@ -63,7 +65,7 @@ def wiener_deconv2d(
         ratio = image_hat.new_full((), ratio, dtype=dtype)
     if mask is not None and mask.requires_grad:
         raise ValueError("mask must not require a gradient: the operator takes it as constant")
-    return _ops.wiener_deconv2d.default(image_hat, observation, kernel, ratio, mask, passes)
+    return call(_ops.wiener_deconv2d.default, image_hat, observation, kernel, ratio, mask, passes)
 
 
 def richardson_lucy(
@@ -225,6 +227,4 @@ def _wiener_differentiable(
     return [next(found) if need else None for need in needs]
 
 
-torch.library.register_autograd(
-    "latentdem::wiener_deconv2d", _wiener_backward, setup_context=_wiener_setup
-)
+differentiable("wiener_deconv2d", _wiener_backward, _wiener_setup)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem_ext.ops._transforms import call, differentiable
+
 _ops = torch.ops.latentdem
 
 
@@ -38,7 +40,7 @@ def blur_downsample2d(
     >>> ext.blur_downsample2d(torch.rand(1, 3, 32, 30), torch.rand(1, 1, 5, 5), 4).shape
     torch.Size([1, 3, 8, 8])
     """
-    return _ops.blur_downsample2d.default(image, kernel, boundary, factor)
+    return call(_ops.blur_downsample2d.default, image, kernel, boundary, factor)
 
 
 def blur_downsample2d_adjoint(
@@ -71,8 +73,8 @@ def blur_downsample2d_adjoint(
             residual.shape[-2] * factor + grow[0],
             residual.shape[-1] * factor + grow[1],
         )
-    return _ops.blur_downsample2d_adjoint.default(
-        residual, kernel, boundary, factor, list(image_size)
+    return call(
+        _ops.blur_downsample2d_adjoint.default, residual, kernel, boundary, factor, list(image_size)
     )
 
 
@@ -115,13 +117,20 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     image, kernel = ctx.saved_tensors
     grad_image = grad_kernel = None
     if ctx.needs_input_grad[0]:
-        grad_image = _ops.blur_downsample2d_adjoint(
-            grad, kernel, ctx.boundary, ctx.factor, ctx.image_size
+        grad_image = call(
+            _ops.blur_downsample2d_adjoint.default,
+            grad,
+            kernel,
+            ctx.boundary,
+            ctx.factor,
+            ctx.image_size,
         )
     if ctx.needs_input_grad[1]:
         size = _blurred_size(ctx.image_size, ctx.kernel_size, ctx.boundary)
         spread = _spread(grad, ctx.factor, size)
-        grad_kernel = _ops.blur_conv2d_kernel(image, spread, ctx.boundary, ctx.kernel_size)
+        grad_kernel = call(
+            _ops.blur_conv2d_kernel.default, image, spread, ctx.boundary, ctx.kernel_size
+        )
     return grad_image, grad_kernel, None, None
 
 
@@ -137,15 +146,15 @@ def _adjoint_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     residual, kernel = ctx.saved_tensors
     grad_residual = grad_kernel = None
     if ctx.needs_input_grad[0]:
-        grad_residual = _ops.blur_downsample2d(grad, kernel, ctx.boundary, ctx.factor)
+        grad_residual = call(_ops.blur_downsample2d.default, grad, kernel, ctx.boundary, ctx.factor)
     if ctx.needs_input_grad[1]:
         size = _blurred_size(ctx.image_size, ctx.kernel_size, ctx.boundary)
         spread = _spread(residual, ctx.factor, size)
-        grad_kernel = _ops.blur_conv2d_kernel(grad, spread, ctx.boundary, ctx.kernel_size)
+        grad_kernel = call(
+            _ops.blur_conv2d_kernel.default, grad, spread, ctx.boundary, ctx.kernel_size
+        )
     return grad_residual, grad_kernel, None, None, None
 
 
-torch.library.register_autograd("latentdem::blur_downsample2d", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "latentdem::blur_downsample2d_adjoint", _adjoint_backward, setup_context=_adjoint_setup
-)
+differentiable("blur_downsample2d", _backward, _setup)
+differentiable("blur_downsample2d_adjoint", _adjoint_backward, _adjoint_setup)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem_ext.ops._transforms import call, differentiable
+
 _ops = torch.ops.latentdem
 
 KernelDenoiser = Callable[[Tensor, float], Tensor]
@@ -125,7 +127,7 @@ def kernel_map_update(
             lags, rhs, split[:, 0], estimate[:, 0], alpha=alpha, steps=solver_steps
         )[:, None].clamp_min(0)
         total = solution.sum((-2, -1), keepdim=True)
-        estimate = torch.where(total > 0, solution / total.clamp_min(1e-30), split)
+        estimate = torch.where(total == 0, split, solution / total)
         split = prior(estimate, strength)
     return estimate
 
@@ -183,17 +185,19 @@ def project_simplex(kernel: Tensor) -> Tensor:
 
     Differentiable almost everywhere.  Source: Held, Wolfe and Crowder 1974 (sort-based).
     """
-    return _ops.project_simplex.default(kernel)
+    return call(_ops.project_simplex.default, kernel)
 
 
 def recenter_kernel(kernel: Tensor, *, subpixel: bool = True) -> Tensor:
     """Shift each plane of ``[...,kh,kw]`` so that its centre of mass is at (kh//2, kw//2).
 
     The shift is bilinear, or with ``subpixel=False`` to the nearest pixel, so a non-negative
-    kernel stays non-negative; what leaves the support is lost and the sum restored.
+    kernel stays non-negative; what leaves the support is lost and the sum restored.  A plane
+    whose centre of mass does not exist or lies out of the frame (no mass, mixed signs, a value
+    that is not finite) is returned as it is.
     Differentiable (the nearest-pixel shift is taken as constant).
     """
-    return _ops.recenter_kernel.default(kernel, subpixel)
+    return call(_ops.recenter_kernel.default, kernel, subpixel)
 
 
 # Fake kernels and autograd --------------------------------------------------------------
@@ -268,17 +272,9 @@ def _recenter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     from latentdem_ext.reference.kernel_map import recenter_kernel as reference
 
     (kernel,) = ctx.saved_tensors
-    again = torch.is_grad_enabled()  # set by the caller's create_graph
-    with torch.enable_grad():
-        tracked = kernel if kernel.requires_grad else kernel.detach().requires_grad_()
-        output = reference(tracked, subpixel=ctx.subpixel)
-        (result,) = torch.autograd.grad(output, tracked, grad, create_graph=again)
-    return result, None
+    _, pull_back = torch.func.vjp(lambda k: reference(k, subpixel=ctx.subpixel), kernel)
+    return pull_back(grad)[0], None
 
 
-torch.library.register_autograd(
-    "latentdem::project_simplex", _simplex_backward, setup_context=_simplex_setup
-)
-torch.library.register_autograd(
-    "latentdem::recenter_kernel", _recenter_backward, setup_context=_recenter_setup
-)
+differentiable("project_simplex", _simplex_backward, _simplex_setup)
+differentiable("recenter_kernel", _recenter_backward, _recenter_setup)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem_ext.ops._transforms import call, differentiable
+
 _ops = torch.ops.latentdem
 
 
@@ -48,7 +50,7 @@ def varying_blur2d(
     torch.Size([1, 3, 32, 32])
     """
     _check_constant(weights)
-    return _ops.varying_blur2d.default(image, _batched(kernels), weights, boundary)
+    return call(_ops.varying_blur2d.default, image, _batched(kernels), weights, boundary)
 
 
 def varying_blur2d_adjoint(
@@ -69,7 +71,7 @@ def varying_blur2d_adjoint(
         ValueError: as :func:`varying_blur2d`, or ``residual`` has not the blurred image's shape.
     """
     _check_constant(weights)
-    return _ops.varying_blur2d_adjoint.default(residual, _batched(kernels), weights, boundary)
+    return call(_ops.varying_blur2d_adjoint.default, residual, _batched(kernels), weights, boundary)
 
 
 def varying_blur_gradients(
@@ -226,10 +228,15 @@ def _forward_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     image, kernels, weights = ctx.saved_tensors
     grad_image = grad_kernels = None
     if ctx.needs_input_grad[0]:
-        grad_image = _ops.varying_blur2d_adjoint(grad, kernels, weights, ctx.boundary)
+        grad_image = call(_ops.varying_blur2d_adjoint.default, grad, kernels, weights, ctx.boundary)
     if ctx.needs_input_grad[1]:
-        grad_kernels = _ops.varying_blur2d_kernels(
-            image, grad, weights, ctx.boundary, ctx.kernels_size
+        grad_kernels = call(
+            _ops.varying_blur2d_kernels.default,
+            image,
+            grad,
+            weights,
+            ctx.boundary,
+            ctx.kernels_size,
         )
     return grad_image, grad_kernels, None, None
 
@@ -248,10 +255,15 @@ def _adjoint_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     residual, kernels, weights = ctx.saved_tensors
     grad_residual = grad_kernels = None
     if ctx.needs_input_grad[0]:
-        grad_residual = _ops.varying_blur2d(grad, kernels, weights, ctx.boundary)
+        grad_residual = call(_ops.varying_blur2d.default, grad, kernels, weights, ctx.boundary)
     if ctx.needs_input_grad[1]:
-        grad_kernels = _ops.varying_blur2d_kernels(
-            grad, residual, weights, ctx.boundary, ctx.kernels_size
+        grad_kernels = call(
+            _ops.varying_blur2d_kernels.default,
+            grad,
+            residual,
+            weights,
+            ctx.boundary,
+            ctx.kernels_size,
         )
     return grad_residual, grad_kernels, None, None
 
@@ -269,18 +281,14 @@ def _kernels_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     image, residual, weights = ctx.saved_tensors
     grad_image = grad_residual = None
     if ctx.needs_input_grad[0]:
-        grad_image = _ops.varying_blur2d_adjoint(residual, grad, weights, ctx.boundary)
+        grad_image = call(
+            _ops.varying_blur2d_adjoint.default, residual, grad, weights, ctx.boundary
+        )
     if ctx.needs_input_grad[1]:
-        grad_residual = _ops.varying_blur2d(image, grad, weights, ctx.boundary)
+        grad_residual = call(_ops.varying_blur2d.default, image, grad, weights, ctx.boundary)
     return grad_image, grad_residual, None, None, None
 
 
-torch.library.register_autograd(
-    "latentdem::varying_blur2d", _forward_backward, setup_context=_forward_setup
-)
-torch.library.register_autograd(
-    "latentdem::varying_blur2d_adjoint", _adjoint_backward, setup_context=_adjoint_setup
-)
-torch.library.register_autograd(
-    "latentdem::varying_blur2d_kernels", _kernels_backward, setup_context=_kernels_setup
-)
+differentiable("varying_blur2d", _forward_backward, _forward_setup)
+differentiable("varying_blur2d_adjoint", _adjoint_backward, _adjoint_setup)
+differentiable("varying_blur2d_kernels", _kernels_backward, _kernels_setup)

@@ -114,7 +114,7 @@ def _grid_size(n: int) -> int:
 def _normalize(kernel: Tensor, fallback: Tensor) -> Tensor:
     positive = kernel.clamp_min(0)
     total = positive.sum((-2, -1), keepdim=True)
-    return torch.where(total > 0, positive / total.clamp_min(1e-30), fallback)
+    return torch.where(total == 0, fallback, positive / total)
 
 
 def _prior_step(kernel: Tensor, prior: str | KernelDenoiser, weight: float, beta: float) -> Tensor:
@@ -187,12 +187,15 @@ def kernel_map_update(
 def project_simplex(kernel: Tensor) -> Tensor:
     """Sort-based Euclidean projection onto the probability simplex."""
     flat = kernel.flatten(-2)
+    flat = flat - flat.amax(-1, keepdim=True)  # which does not move the projection
     ordered = flat.sort(-1, descending=True).values
     count = torch.arange(1, flat.shape[-1] + 1, dtype=kernel.dtype)
     candidates = (ordered.cumsum(-1) - 1) / count
     active = (ordered > candidates).sum(-1, keepdim=True)
-    shift = candidates.gather(-1, active - 1)
-    return (flat - shift).clamp_min(0).reshape(kernel.shape)
+    shift = candidates.gather(-1, (active - 1).clamp_min(0))
+    projected = (flat - shift).clamp_min(0)
+    finite = flat.isfinite().all(-1, keepdim=True)
+    return torch.where(finite, projected, torch.nan).reshape(kernel.shape)
 
 
 def recenter_kernel(kernel: Tensor, *, subpixel: bool = True) -> Tensor:
@@ -201,8 +204,10 @@ def recenter_kernel(kernel: Tensor, *, subpixel: bool = True) -> Tensor:
     rows = torch.arange(kh, dtype=kernel.dtype)
     columns = torch.arange(kw, dtype=kernel.dtype)
     total = kernel.sum((-2, -1))
-    dy = kh // 2 - (kernel.sum(-1) * rows).sum(-1) / total
-    dx = kw // 2 - (kernel.sum(-2) * columns).sum(-1) / total
+    mass = torch.where(total == 0, 1, total)
+    dy = kh // 2 - (kernel.sum(-1) * rows).sum(-1) / mass
+    dx = kw // 2 - (kernel.sum(-2) * columns).sum(-1) / mass
+    centred = (total.abs() > 0) & (dy.abs() <= kh) & (dx.abs() <= kw)
     if not subpixel:
         # Halves are rounded away from zero, as std::round does.
         dy, dx = ((d.abs() + 0.5).floor() * d.sign() for d in (dy.detach(), dx.detach()))
@@ -212,4 +217,7 @@ def recenter_kernel(kernel: Tensor, *, subpixel: bool = True) -> Tensor:
         return (1 - distance.abs()).clamp_min(0)
 
     moved = matrix(rows, dy) @ kernel @ matrix(columns, dx).transpose(-2, -1)
-    return moved * (total / moved.sum((-2, -1)))[..., None, None]
+    kept = moved.sum((-2, -1))
+    centred = centred & (kept.abs() > 0)
+    moved = moved * (total / torch.where(centred, kept, 1))[..., None, None]
+    return torch.where(centred[..., None, None], moved, kernel)
