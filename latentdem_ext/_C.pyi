@@ -50,3 +50,33 @@ def kernel_map_update(
 ) -> Tensor: ...
 def project_simplex(kernel: Tensor) -> Tensor: ...
 def recenter_kernel(kernel: Tensor, subpixel: bool) -> Tensor: ...
+def volume_render(
+    density: Tensor,
+    color: Tensor,
+    camera_to_world: Tensor,
+    intrinsics: Tensor,
+    image_size: Sequence[int],
+    near: float,
+    far: float,
+    samples_per_ray: int,
+    early_stop_eps: float | None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def volume_render_backward(
+    grad_color: Tensor,
+    grad_opacity: Tensor,
+    grad_depth: Tensor,
+    density: Tensor,
+    color: Tensor,
+    camera_to_world: Tensor,
+    intrinsics: Tensor,
+    rendered_color: Tensor,
+    opacity: Tensor,
+    depth: Tensor,
+    near: float,
+    far: float,
+    samples_per_ray: int,
+    early_stop_eps: float | None,
+    need_density: bool,
+    need_color: bool,
+    need_cameras: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...

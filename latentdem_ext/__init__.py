@@ -1,7 +1,8 @@
 """Fused PyTorch operators for blind inverse problems.
 
-Blur convolution with its adjoint and gradients, MAP estimation of blur kernels, and the
-projections that go with them; native C++ behind ``torch.ops.latentdem``.
+Blur convolution with its adjoint and gradients, MAP estimation of blur kernels with the
+projections that go with it, and volume rendering down to the camera pose; native C++ behind
+``torch.ops.latentdem``.  Camera poses come from plain torch helpers.
 
 >>> import torch, latentdem_ext
 >>> image = torch.rand(1, 3, 64, 64)
@@ -28,6 +29,18 @@ from latentdem_ext.ops import (  # noqa: E402  (the schemas come with _C)
     kernel_map_update,
     project_simplex,
     recenter_kernel,
+    volume_render,
+)
+from latentdem_ext.ops.camera import (  # noqa: E402
+    convert_pose,
+    intrinsics_from_fov,
+    invert_pose,
+    pose_from_spherical,
+    relative_spherical,
+    se3_exp,
+    se3_log,
+    spherical_from_pose,
+    zero123_condition,
 )
 
 
@@ -42,9 +55,19 @@ __all__ = [
     "blur_data_term",
     "blur_gradients",
     "build_info",
+    "convert_pose",
+    "intrinsics_from_fov",
+    "invert_pose",
     "kernel_map_solve",
     "kernel_map_statistics",
     "kernel_map_update",
+    "pose_from_spherical",
     "project_simplex",
     "recenter_kernel",
+    "relative_spherical",
+    "se3_exp",
+    "se3_log",
+    "spherical_from_pose",
+    "volume_render",
+    "zero123_condition",
 ]

@@ -50,4 +50,18 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
 at::Tensor project_simplex(const at::Tensor& kernel);
 at::Tensor recenter_kernel(const at::Tensor& kernel, bool subpixel);
 
+// color [N,3,h,w], opacity [N,1,h,w], depth [N,1,h,w]
+std::tuple<at::Tensor, at::Tensor, at::Tensor> volume_render(
+    const at::Tensor& density, const at::Tensor& color, const at::Tensor& camera_to_world,
+    const at::Tensor& intrinsics, at::IntArrayRef image_size, double near, double far,
+    int64_t samples_per_ray, std::optional<double> early_stop_eps);
+
+// Gradients in density, color, camera_to_world and intrinsics; empty where not needed.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backward(
+    const at::Tensor& grad_color, const at::Tensor& grad_opacity, const at::Tensor& grad_depth,
+    const at::Tensor& density, const at::Tensor& color, const at::Tensor& camera_to_world,
+    const at::Tensor& intrinsics, const at::Tensor& rendered_color, const at::Tensor& opacity,
+    const at::Tensor& depth, double near, double far, int64_t samples_per_ray,
+    std::optional<double> early_stop_eps, bool need_density, bool need_color, bool need_cameras);
+
 }  // namespace latentdem

@@ -29,6 +29,16 @@ TORCH_LIBRARY(latentdem, m) {
       " str domain, bool support_exact, float image_variance, int solver_steps) -> Tensor");
   m.def("project_simplex(Tensor kernel) -> Tensor");
   m.def("recenter_kernel(Tensor kernel, bool subpixel) -> Tensor");
+  m.def(
+      "volume_render(Tensor density, Tensor color, Tensor camera_to_world, Tensor intrinsics,"
+      " SymInt[] image_size, float near, float far, int samples_per_ray, float? early_stop_eps)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "volume_render_backward(Tensor grad_color, Tensor grad_opacity, Tensor grad_depth,"
+      " Tensor density, Tensor color, Tensor camera_to_world, Tensor intrinsics,"
+      " Tensor rendered_color, Tensor opacity, Tensor depth, float near, float far,"
+      " int samples_per_ray, float? early_stop_eps, bool need_density, bool need_color,"
+      " bool need_cameras) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(latentdem, CPU, m) {
@@ -42,4 +52,6 @@ TORCH_LIBRARY_IMPL(latentdem, CPU, m) {
   m.impl("kernel_map_update", latentdem::kernel_map_update);
   m.impl("project_simplex", latentdem::project_simplex);
   m.impl("recenter_kernel", latentdem::recenter_kernel);
+  m.impl("volume_render", latentdem::volume_render);
+  m.impl("volume_render_backward", latentdem::volume_render_backward);
 }

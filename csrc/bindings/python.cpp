@@ -100,6 +100,33 @@ Tensor recenter_kernel(const Tensor& kernel, bool subpixel) {
   return call<Tensor(const Tensor&, bool)>("latentdem::recenter_kernel", kernel, subpixel);
 }
 
+std::tuple<Tensor, Tensor, Tensor> volume_render(const Tensor& density, const Tensor& color,
+                                                 const Tensor& camera_to_world,
+                                                 const Tensor& intrinsics, const Sizes& image_size,
+                                                 double near, double far, int64_t samples_per_ray,
+                                                 std::optional<double> early_stop_eps) {
+  return call<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                 const Tensor&, c10::SymIntArrayRef, double, double,
+                                                 int64_t, std::optional<double>)>(
+      "latentdem::volume_render", density, color, camera_to_world, intrinsics, symbolic(image_size),
+      near, far, samples_per_ray, early_stop_eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> volume_render_backward(
+    const Tensor& grad_color, const Tensor& grad_opacity, const Tensor& grad_depth,
+    const Tensor& density, const Tensor& color, const Tensor& camera_to_world,
+    const Tensor& intrinsics, const Tensor& rendered_color, const Tensor& opacity,
+    const Tensor& depth, double near, double far, int64_t samples_per_ray,
+    std::optional<double> early_stop_eps, bool need_density, bool need_color, bool need_cameras) {
+  return call<std::tuple<Tensor, Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double, int64_t,
+      std::optional<double>, bool, bool, bool)>(
+      "latentdem::volume_render_backward", grad_color, grad_opacity, grad_depth, density, color,
+      camera_to_world, intrinsics, rendered_color, opacity, depth, near, far, samples_per_ray,
+      early_stop_eps, need_density, need_color, need_cameras);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = LATENTDEM_VERSION;
@@ -144,4 +171,12 @@ PYBIND11_MODULE(_C, m) {
         arg("solver_steps"), release);
   m.def("project_simplex", &project_simplex, arg("kernel"), release);
   m.def("recenter_kernel", &recenter_kernel, arg("kernel"), arg("subpixel"), release);
+  m.def("volume_render", &volume_render, arg("density"), arg("color"), arg("camera_to_world"),
+        arg("intrinsics"), arg("image_size"), arg("near"), arg("far"), arg("samples_per_ray"),
+        arg("early_stop_eps"), release);
+  m.def("volume_render_backward", &volume_render_backward, arg("grad_color"), arg("grad_opacity"),
+        arg("grad_depth"), arg("density"), arg("color"), arg("camera_to_world"), arg("intrinsics"),
+        arg("rendered_color"), arg("opacity"), arg("depth"), arg("near"), arg("far"),
+        arg("samples_per_ray"), arg("early_stop_eps"), arg("need_density"), arg("need_color"),
+        arg("need_cameras"), release);
 }

@@ -13,6 +13,7 @@ from latentdem_ext.ops.kernel_map import (
     project_simplex,
     recenter_kernel,
 )
+from latentdem_ext.ops.volume_render import volume_render
 
 __all__ = [
     "blur_conv2d",
@@ -24,4 +25,5 @@ __all__ = [
     "kernel_map_update",
     "project_simplex",
     "recenter_kernel",
+    "volume_render",
 ]

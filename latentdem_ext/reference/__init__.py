@@ -16,6 +16,7 @@ from latentdem_ext.reference.kernel_map import (
     project_simplex,
     recenter_kernel,
 )
+from latentdem_ext.reference.volume_render import volume_render
 
 __all__ = [
     "blur_conv2d",
@@ -27,4 +28,5 @@ __all__ = [
     "kernel_map_update",
     "project_simplex",
     "recenter_kernel",
+    "volume_render",
 ]

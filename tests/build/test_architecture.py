@@ -48,7 +48,7 @@ def test_kernels_see_no_torch(path):
 
 @pytest.mark.parametrize("path", CXX, ids=lambda p: p.name)
 def test_layers_point_one_way(path):
-    rank = {"common": 0, "blur": 1, "kernel_map": 1, "bindings": 2}
+    rank = {"common": 0, "blur": 1, "kernel_map": 1, "volume_render": 1, "bindings": 2}
     own = path.parent.name
     for include in includes(path):
         other = include.split("/")[0]
