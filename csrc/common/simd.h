@@ -22,23 +22,25 @@
 
 namespace latentdem {
 
+// Explicitly aligned: without, structs would be laid out for the baseline's narrower registers,
+// and wider code would then load them as if they were not.
 template <class T>
 struct Simd;
 template <>
 struct Simd<float> {
-  typedef float Four __attribute__((vector_size(16)));
-  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16), aligned(16)));
+  typedef float Eight __attribute__((vector_size(32), aligned(32)));
 };
 template <>
 struct Simd<double> {
-  typedef double Four __attribute__((vector_size(32)));
-  typedef double Eight __attribute__((vector_size(64)));
+  typedef double Four __attribute__((vector_size(32), aligned(32)));
+  typedef double Eight __attribute__((vector_size(64), aligned(64)));
 };
 template <class T>
 using Four = typename Simd<T>::Four;
 template <class T>
 using Eight = typename Simd<T>::Eight;
-typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16), aligned(16)));
 
 // Unaligned loads and stores.
 template <class V, class T>

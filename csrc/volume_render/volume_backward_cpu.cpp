@@ -18,8 +18,8 @@
 namespace latentdem {
 namespace {
 
-constexpr int64_t kChunk = 32;   // samples that a ray advances per round
-constexpr int64_t kBatch = 64;   // tiles that march together
+constexpr int64_t kChunk = 64;   // samples that a ray advances per round
+constexpr int64_t kBatch = 128;  // tiles that march together
 constexpr int64_t kSlab = 4;     // planes of cells that one task adds gradients to
 constexpr int64_t kCamera = 16;  // entries of a pose and its intrinsics
 
@@ -46,6 +46,8 @@ struct TileState {
   std::vector<int32_t> first, last;  // per slab: indices into runs, or -1
   bool active;
 };
+
+static_assert(alignof(TileState<double>) == sizeof(Four<double>));
 
 int64_t slab_count(const VolumeShape& s) { return (s.depth + 2) / kSlab + 1; }
 
@@ -119,7 +121,8 @@ LATENTDEM_INLINE void march_tile_inline(const RenderParams<T>& p, int64_t tile, 
       r.chunk = r.done;
       continue;
     }
-    const int64_t start = r.chunk = r.done, end = std::min(s.count, start + kChunk);
+    const int64_t start = r.chunk = r.done;
+    const int64_t end = kGrid ? std::min(s.count, start + kChunk) : s.count;
     T* kept = gradients + 4 * kChunk * slot;
     // Locals, because the stores below might alias the state.
     const Four<T> grad = r.grad;
@@ -139,6 +142,7 @@ LATENTDEM_INLINE void march_tile_inline(const RenderParams<T>& p, int64_t tile, 
           continue;
         }
       }
+      prefetch(p.volume, p.voxels, s, k + kAhead);
       const T* corner = p.voxels + 4 * voxel_index(p.volume, cell);
       Four<T> slope[3], value;
       if constexpr (kCameras)
@@ -200,6 +204,7 @@ LATENTDEM_INLINE void collect_inline(const VolumeShape& s, const TileState<T>& s
     const Run& run = state.runs[i];
     const RayState<T>& r = state.rays[run.slot];
     for (int64_t j = run.begin; j < run.end; ++j) {
+      prefetch(s, voxels, r.segment, r.chunk + j + kAhead);
       const Cell<T> cell = locate(r.segment, r.chunk + j);
       scatter(voxels + 4 * voxel_index(s, cell), row_stride, plane_stride, cell.fraction,
               load<Four<T>>(gradients + 4 * (kChunk * run.slot + j)));
@@ -243,10 +248,10 @@ void backward(const RenderParams<T>& p, const RenderGradients<T>& g) {
     }
   for (int64_t begin = 0; begin < total; begin += batch) {
     const int64_t count = std::min(batch, total - begin);
-    parallel_tasks(count, [&](int64_t i) { start_tile(p, g, begin + i, states[i]); });
-    const auto stop = states.begin() + count;
-    while (std::any_of(states.begin(), stop, [](const auto& state) { return state.active; })) {
+    const auto active = [](const auto& state) { return state.active; };
+    for (bool fresh = true, more = true; more; fresh = false) {
       parallel_tasks(count, [&](int64_t i) {
+        if (fresh) start_tile(p, g, begin + i, states[i]);
         T* kept = gradients.data() + (kGrid ? i * tile_size : 0);
         avx2 ? march_tile_avx2<T, kGrid, kCameras>(p, begin + i, states[i], kept)
              : march_tile<T, kGrid, kCameras>(p, begin + i, states[i], kept);
@@ -261,6 +266,7 @@ void backward(const RenderParams<T>& p, const RenderGradients<T>& g) {
                    : collect<T>(p.volume, states[i], slab, kept, g.voxels);
             }
           });
+      more = std::any_of(states.begin(), states.begin() + count, active);
     }
     if constexpr (kCameras)
       for (int64_t i = 0; i < count; ++i) {

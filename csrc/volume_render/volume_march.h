@@ -39,6 +39,8 @@ struct TileGrid {
   }
 };
 
+constexpr int64_t kAhead = 8;  // samples between asking for memory and reading it
+
 // The samples of a ray that lie in the grid: number k at padded voxel entry + k step.
 template <class T>
 struct Segment {
@@ -86,6 +88,19 @@ LATENTDEM_INLINE Cell<T> locate(const Segment<T>& s, int64_t k) {
 template <class T>
 LATENTDEM_INLINE int64_t voxel_index(const VolumeShape& s, const Cell<T>& c) {
   return c.corner[2] * s.plane() + c.corner[1] * s.row() + c.corner[0];
+}
+
+// Asks for the corners that sample k will read. Past the end of a ray the address may lie
+// anywhere; a prefetch does not fault.
+template <class T>
+LATENTDEM_INLINE void prefetch(const VolumeShape& shape, const T* voxels, const Segment<T>& s,
+                               int64_t k) {
+  const T* corner = voxels + 4 * voxel_index(shape, locate(s, k));
+  const int64_t row = 4 * shape.row(), plane = 4 * shape.plane();
+  __builtin_prefetch(corner);
+  __builtin_prefetch(corner + row);
+  __builtin_prefetch(corner + plane);
+  __builtin_prefetch(corner + plane + row);
 }
 
 template <class T>

@@ -32,6 +32,7 @@ LATENTDEM_INLINE void forward_tile_inline(const RenderParams<T>& p, const Render
             continue;
           }
         }
+        prefetch(p.volume, p.voxels, s, k + kAhead);
         Four<T> value = interpolate(p.voxels + 4 * voxel_index(p.volume, cell), row_stride,
                                     plane_stride, cell.fraction);
         const T beyond = transmittance * inline_exp(-value[0] * dt);

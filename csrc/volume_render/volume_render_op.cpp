@@ -10,6 +10,7 @@
 #include "bindings/api.h"
 #include "common/checks.h"
 #include "common/dispatch.h"
+#include "common/huge_pages.h"
 #include "volume_render/volume_render.h"
 
 namespace latentdem {
@@ -79,8 +80,14 @@ struct Scene {
 
   at::TensorOptions options() const { return density.options(); }
 
+  at::Tensor empty_voxels() const {
+    auto t = at::empty({shape.voxels(), 4}, options());
+    prefer_huge_pages(t.mutable_data_ptr(), t.nbytes());
+    return t;
+  }
+
   void pack(bool skip_empty) {
-    voxels = at::empty({shape.voxels(), 4}, options());
+    voxels = empty_voxels();
     pack_volume_cpu<T>(shape, density.const_data_ptr<T>(), color.const_data_ptr<T>(),
                        voxels.mutable_data_ptr<T>());
     if (!skip_empty) return;
@@ -179,7 +186,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backwar
                                  image(grad_color),     image(grad_opacity), image(grad_depth)};
     const auto pointer = [&](int i) { return images[i].template const_data_ptr<T>(); };
     at::Tensor voxels, pose, focal;
-    if (need_density || need_color) voxels = at::zeros({scene.shape.voxels(), 4}, scene.options());
+    if (need_density || need_color) voxels = scene.empty_voxels().zero_();
     if (need_cameras) {
       pose = at::zeros(scene.pose.sizes(), scene.pose.options());
       focal = at::zeros(scene.intrinsics.sizes(), scene.pose.options());
