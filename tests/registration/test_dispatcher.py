@@ -22,6 +22,10 @@ def call_both(name, *arguments):
 
 def arguments(name):
     image, kernel = torch.rand(2, 3, 12, 10), torch.rand(2, 1, 5, 4)
+    grid, tints, image_like = torch.rand(1, 4, 5, 6), torch.rand(3, 4, 5, 6), torch.rand(2, 1, 3, 4)
+    colors = image_like.expand(2, 3, 3, 4)
+    pose = ext.pose_from_spherical(torch.tensor([10.0, 20.0]), torch.tensor([0.0, 50.0]), 3.0)
+    lens = ext.intrinsics_from_fov(torch.tensor([40.0, 50.0]), (3, 4))
     lags, rhs = ext.kernel_map_statistics(image, image, (5, 4))
     return {
         "blur_conv2d": (image, kernel, "reflect"),
@@ -36,6 +40,11 @@ def arguments(name):
         ),
         "project_simplex": (kernel,),
         "recenter_kernel": (kernel, True),
+        "volume_render": (grid, tints, pose, lens, [3, 4], 1.0, 5.0, 16, None),
+        "volume_render_backward": (
+            colors, image_like, image_like, grid, tints, pose, lens, colors, image_like, image_like,
+            1.0, 5.0, 16, 0.0, True, True, True,
+        ),
     }[name]  # fmt: skip
 
 
