@@ -60,8 +60,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> volume_render(
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backward(
     const at::Tensor& grad_color, const at::Tensor& grad_opacity, const at::Tensor& grad_depth,
     const at::Tensor& density, const at::Tensor& color, const at::Tensor& camera_to_world,
-    const at::Tensor& intrinsics, const at::Tensor& rendered_color, const at::Tensor& opacity,
-    const at::Tensor& depth, double near, double far, int64_t samples_per_ray,
+    const at::Tensor& intrinsics, double near, double far, int64_t samples_per_ray,
     std::optional<double> early_stop_eps, bool need_density, bool need_color, bool need_cameras);
 
 }  // namespace latentdem

@@ -36,7 +36,7 @@ TORCH_LIBRARY(latentdem, m) {
   m.def(
       "volume_render_backward(Tensor grad_color, Tensor grad_opacity, Tensor grad_depth,"
       " Tensor density, Tensor color, Tensor camera_to_world, Tensor intrinsics,"
-      " Tensor rendered_color, Tensor opacity, Tensor depth, float near, float far,"
+      " float near, float far,"
       " int samples_per_ray, float? early_stop_eps, bool need_density, bool need_color,"
       " bool need_cameras) -> (Tensor, Tensor, Tensor, Tensor)");
 }

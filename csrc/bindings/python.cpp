@@ -115,16 +115,14 @@ std::tuple<Tensor, Tensor, Tensor> volume_render(const Tensor& density, const Te
 std::tuple<Tensor, Tensor, Tensor, Tensor> volume_render_backward(
     const Tensor& grad_color, const Tensor& grad_opacity, const Tensor& grad_depth,
     const Tensor& density, const Tensor& color, const Tensor& camera_to_world,
-    const Tensor& intrinsics, const Tensor& rendered_color, const Tensor& opacity,
-    const Tensor& depth, double near, double far, int64_t samples_per_ray,
+    const Tensor& intrinsics, double near, double far, int64_t samples_per_ray,
     std::optional<double> early_stop_eps, bool need_density, bool need_color, bool need_cameras) {
   return call<std::tuple<Tensor, Tensor, Tensor, Tensor>(
       const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-      const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double, int64_t,
-      std::optional<double>, bool, bool, bool)>(
+      const Tensor&, double, double, int64_t, std::optional<double>, bool, bool, bool)>(
       "latentdem::volume_render_backward", grad_color, grad_opacity, grad_depth, density, color,
-      camera_to_world, intrinsics, rendered_color, opacity, depth, near, far, samples_per_ray,
-      early_stop_eps, need_density, need_color, need_cameras);
+      camera_to_world, intrinsics, near, far, samples_per_ray, early_stop_eps, need_density,
+      need_color, need_cameras);
 }
 
 py::dict build_info() {
@@ -176,7 +174,6 @@ PYBIND11_MODULE(_C, m) {
         arg("early_stop_eps"), release);
   m.def("volume_render_backward", &volume_render_backward, arg("grad_color"), arg("grad_opacity"),
         arg("grad_depth"), arg("density"), arg("color"), arg("camera_to_world"), arg("intrinsics"),
-        arg("rendered_color"), arg("opacity"), arg("depth"), arg("near"), arg("far"),
-        arg("samples_per_ray"), arg("early_stop_eps"), arg("need_density"), arg("need_color"),
-        arg("need_cameras"), release);
+        arg("near"), arg("far"), arg("samples_per_ray"), arg("early_stop_eps"), arg("need_density"),
+        arg("need_color"), arg("need_cameras"), release);
 }

@@ -66,14 +66,14 @@ void render_forward_cpu(const RenderParams<T>& p, const RenderOutputs<T>& out);
 
 template <class T>
 struct RenderGradients {
-  RenderOutputs<const T> rendered;  // what the forward pass returned
-  RenderOutputs<const T> grad;      // gradients of the loss in them
-  T* voxels;                        // zeroed by the caller, added to; or null
-  double* pose;                     // [N,3,4], zeroed, with intrinsics [N,4]; or both null
+  RenderOutputs<const T> grad;  // of the loss in the outputs
+  T* voxels;                    // zeroed by the caller, added to; or null
+  double* pose;                 // [N,3,4], zeroed, with intrinsics [N,4]; or both null
   double* intrinsics;
 };
 
-// Marches every ray once more, in chunks of fixed size: memory does not grow with p.samples.
+// Marches every ray once more (twice if it has over 128 samples in the grid), and keeps none of
+// its samples beyond a chunk: of p.samples, memory depends on one number per 128 only.
 // With gradients in density p.occupied must be null: at density zero they do not vanish.
 template <class T>
 void render_backward_cpu(const RenderParams<T>& p, const RenderGradients<T>& g);

@@ -147,8 +147,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> volume_render(
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backward(
     const at::Tensor& grad_color, const at::Tensor& grad_opacity, const at::Tensor& grad_depth,
     const at::Tensor& density, const at::Tensor& color, const at::Tensor& camera_to_world,
-    const at::Tensor& intrinsics, const at::Tensor& rendered_color, const at::Tensor& opacity,
-    const at::Tensor& depth, double near, double far, int64_t samples_per_ray,
+    const at::Tensor& intrinsics, double near, double far, int64_t samples_per_ray,
     std::optional<double> early_stop_eps, bool need_density, bool need_color, bool need_cameras) {
   check_inputs(density, color, camera_to_world, intrinsics);
   check_rank(grad_color, 4, "grad_color", "[N,3,h,w]");
@@ -162,9 +161,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backwar
   check_image(grad_color, 3, "grad_color");
   check_image(grad_opacity, 1, "grad_opacity");
   check_image(grad_depth, 1, "grad_depth");
-  check_image(rendered_color, 3, "rendered_color");
-  check_image(opacity, 1, "opacity");
-  check_image(depth, 1, "depth");
   const Settings settings{h, w, near, far, samples_per_ray, early_stop_eps};
   check_settings(settings);
 
@@ -182,8 +178,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backwar
     // Where density is zero its gradient is not, so only without it may empty space be skipped.
     scene.pack(!need_density);
     const auto image = [&](const at::Tensor& t) { return t.to(scene.options()).contiguous(); };
-    const at::Tensor images[] = {image(rendered_color), image(opacity),      image(depth),
-                                 image(grad_color),     image(grad_opacity), image(grad_depth)};
+    const at::Tensor images[] = {image(grad_color), image(grad_opacity), image(grad_depth)};
     const auto pointer = [&](int i) { return images[i].template const_data_ptr<T>(); };
     at::Tensor voxels, pose, focal;
     if (need_density || need_color) voxels = scene.empty_voxels().zero_();
@@ -192,8 +187,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backwar
       focal = at::zeros(scene.intrinsics.sizes(), scene.pose.options());
     }
     RenderGradients<T> g{};
-    g.rendered = {pointer(0), pointer(1), pointer(2)};
-    g.grad = {pointer(3), pointer(4), pointer(5)};
+    g.grad = {pointer(0), pointer(1), pointer(2)};
     if (voxels.defined()) g.voxels = voxels.mutable_data_ptr<T>();
     if (need_cameras) {
       g.pose = pose.template mutable_data_ptr<double>();

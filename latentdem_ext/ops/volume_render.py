@@ -65,8 +65,8 @@ def volume_render(
     Returns:
         ``color [N,3,h,w]``, ``opacity [N,1,h,w]`` and ``depth [N,1,h,w]``, float64 if either
         grid is float64, else float32 (float16 and bfloat16 grids are computed in float32).
-        Differentiable once in all five tensors.  The backward pass marches again, so memory
-        does not grow with S; gradients do not depend on the number of threads.  A camera that
+        Differentiable once in all five tensors.  The backward pass marches again and keeps
+        no samples, so memory does not grow with S; gradients do not depend on the number of threads.  A camera that
         is not finite gives NaN.
 
     Raises:
@@ -132,9 +132,6 @@ def _(
     color: Tensor,
     camera_to_world: Tensor,
     intrinsics: Tensor,
-    rendered_color: Tensor,
-    opacity: Tensor,
-    depth: Tensor,
     near: float,
     far: float,
     samples_per_ray: int,
@@ -155,7 +152,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:4], *output)
+    ctx.save_for_backward(*inputs[:4])
     ctx.settings = inputs[5:]
 
 

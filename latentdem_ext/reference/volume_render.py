@@ -49,7 +49,7 @@ def volume_render(
     )
     samples = samples.reshape(4, *points.shape[:-1])  # [4,N,h,w,S]
     optical_depth = samples[0] * step
-    before = torch.cumsum(optical_depth, -1) - optical_depth
+    before = F.pad(torch.cumsum(optical_depth, -1)[..., :-1], (1, 0))
     weights = torch.exp(-before) * (1 - torch.exp(-optical_depth))  # [N,h,w,S]
     rendered = (weights * samples[1:]).sum(-1).transpose(0, 1)  # [N,3,h,w]
     opacity = weights.sum(-1)[:, None]

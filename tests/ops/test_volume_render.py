@@ -72,6 +72,8 @@ SCENES = [
     Scene((12, 9, 21), image=(17, 8), samples=70),  # several slabs, ragged tiles
     Scene((5, 5, 40), empty=0.8, samples=90),  # mostly empty: skips
     Scene((40, 33, 36), views=1, empty=0.9, samples=150),
+    Scene((40, 33, 36), views=1, image=(5, 5), empty=0.9, samples=900),  # several chunks
+    Scene((6, 7, 8), image=(3, 10), samples=900),
     Scene((6, 6, 6), radius=0.3, near=0.0, far=2.0),  # camera inside the cube
     Scene((1, 1, 1), image=(3, 4)),
     Scene((1, 4, 3), image=(1, 7)),
@@ -124,7 +126,7 @@ def test_gradients_are_accurate(scene, dtype, index):
     )
 
 
-@pytest.mark.parametrize("scene", [PLAIN, *SCENES[4:9]], ids=str)
+@pytest.mark.parametrize("scene", [PLAIN, *SCENES[5:11]], ids=str)
 def test_gradcheck(scene):
     background = torch.rand(3, dtype=F64, requires_grad=True)
 
@@ -230,7 +232,8 @@ def test_axes_and_orientation():
     near_side = torch.zeros(1, 8, 8, 8)
     near_side[:, :2] = 50
     depth = ext.volume_render(near_side, torch.ones(3, 8, 8, 8), pose, lens, **options)[2]
-    assert 2 < depth[0, 0, 4, 5] < 2.3
+    # The faces fade over one voxel, 2 / 7, beyond the cube, whose front is 2 away.
+    assert 1.72 < depth[0, 0, 4, 5] < 2
 
 
 def test_rays_that_miss_see_the_background():
@@ -299,7 +302,7 @@ def test_opcheck(scene):
     outputs = ops.volume_render(*plain, *options, None)
     for needs in ((True, True, True), (False, True, False), (False, False, True)):
         torch.library.opcheck(
-            ops.volume_render_backward, (*outputs, *plain, *outputs, *options[1:], None, *needs)
+            ops.volume_render_backward, (*outputs, *plain, *options[1:], None, *needs)
         )
 
 
@@ -449,7 +452,9 @@ def test_any_shape(grid, image, views, samples, radius, empty, seed):
         outputs = render(*inputs, **scene.options)
         results.append((*outputs, *torch.autograd.grad(weigh(outputs), inputs)))
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9 * max(1.0, float(b.abs().max())))
+        torch.testing.assert_close(
+            a, b, rtol=1e-7, atol=1e-9 * max(1.0, float(b.detach().abs().max()))
+        )
 
 
 def test_second_derivatives_are_refused():
@@ -508,5 +513,5 @@ def test_the_backward_operator_checks_its_images():
     wrong = (outputs[0], outputs[1][..., :-1], outputs[2])
     with pytest.raises(ValueError, match=r"grad_opacity must have shape \[2, 1, 9, 11\], found"):
         torch.ops.latentdem.volume_render_backward(
-            *wrong, *inputs, *outputs, 0.5, 4.7, 40, None, True, True, True
+            *wrong, *inputs, 0.5, 4.7, 40, None, True, True, True
         )

@@ -42,7 +42,7 @@ def arguments(name):
         "recenter_kernel": (kernel, True),
         "volume_render": (grid, tints, pose, lens, [3, 4], 1.0, 5.0, 16, None),
         "volume_render_backward": (
-            colors, image_like, image_like, grid, tints, pose, lens, colors, image_like, image_like,
+            colors, image_like, image_like, grid, tints, pose, lens,
             1.0, 5.0, 16, 0.0, True, True, True,
         ),
     }[name]  # fmt: skip
