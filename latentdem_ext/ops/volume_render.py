@@ -65,9 +65,9 @@ def volume_render(
     Returns:
         ``color [N,3,h,w]``, ``opacity [N,1,h,w]`` and ``depth [N,1,h,w]``, float64 if either
         grid is float64, else float32 (float16 and bfloat16 grids are computed in float32).
-        Differentiable once in all five tensors.  The backward pass marches again and keeps
-        no samples, so memory does not grow with S; gradients do not depend on the number of threads.  A camera that
-        is not finite gives NaN.
+        Differentiable once in all five tensors.  The backward pass marches again and keeps no
+        samples, so memory does not grow with S; results do not depend on the number of threads.
+        A camera that is not finite gives NaN.
 
     Raises:
         ValueError: wrong shape, empty grid, views that do not match, ``image_size`` or

