@@ -99,3 +99,30 @@ def varying_blur_gradients(
     mask: Tensor | None,
     boundary: str,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
+def volume_render(
+    density: Tensor,
+    color: Tensor,
+    camera_to_world: Tensor,
+    intrinsics: Tensor,
+    image_size: Sequence[int],
+    near: float,
+    far: float,
+    samples_per_ray: int,
+    early_stop_eps: float | None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def volume_render_backward(
+    grad_color: Tensor,
+    grad_opacity: Tensor,
+    grad_depth: Tensor,
+    density: Tensor,
+    color: Tensor,
+    camera_to_world: Tensor,
+    intrinsics: Tensor,
+    near: float,
+    far: float,
+    samples_per_ray: int,
+    early_stop_eps: float | None,
+    need_density: bool,
+    need_color: bool,
+    need_cameras: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...

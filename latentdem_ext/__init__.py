@@ -1,7 +1,8 @@
 """Fused PyTorch operators for blind inverse problems.
 
-Blur convolution with its adjoint and gradients, MAP estimation of blur kernels, and the
-projections that go with them; native C++ behind ``torch.ops.latentdem``.
+Blur convolution with its adjoint and gradients, MAP estimation of blur kernels with the
+projections that go with it, and volume rendering down to the camera pose; native C++ behind
+``torch.ops.latentdem``.  Camera poses come from plain torch helpers.
 
 >>> import torch, latentdem_ext
 >>> image = torch.rand(1, 3, 64, 64)
@@ -34,7 +35,19 @@ from latentdem_ext.ops import (  # noqa: E402  (the schemas come with _C)
     varying_blur2d,
     varying_blur2d_adjoint,
     varying_blur_gradients,
+    volume_render,
     wiener_deconv2d,
+)
+from latentdem_ext.ops.camera import (  # noqa: E402
+    convert_pose,
+    intrinsics_from_fov,
+    invert_pose,
+    pose_from_spherical,
+    relative_spherical,
+    se3_exp,
+    se3_log,
+    spherical_from_pose,
+    zero123_condition,
 )
 from latentdem_ext.ops.motion_kernel import (  # noqa: E402
     camera_shake_kernel,
@@ -60,17 +73,27 @@ __all__ = [
     "blur_gradients",
     "build_info",
     "camera_shake_kernel",
+    "convert_pose",
     "defocus_kernel",
     "gaussian_kernel",
+    "intrinsics_from_fov",
+    "invert_pose",
     "kernel_map_solve",
     "kernel_map_statistics",
     "kernel_map_update",
     "linear_motion_kernel",
+    "pose_from_spherical",
     "project_simplex",
     "recenter_kernel",
+    "relative_spherical",
     "richardson_lucy",
+    "se3_exp",
+    "se3_log",
+    "spherical_from_pose",
     "varying_blur2d",
     "varying_blur2d_adjoint",
     "varying_blur_gradients",
+    "volume_render",
     "wiener_deconv2d",
+    "zero123_condition",
 ]

@@ -88,4 +88,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> varying_blur_gradients(
     const at::Tensor& observation, const std::optional<at::Tensor>& mask,
     std::string_view boundary);
 
+// color [N,3,h,w], opacity [N,1,h,w], depth [N,1,h,w]
+std::tuple<at::Tensor, at::Tensor, at::Tensor> volume_render(
+    const at::Tensor& density, const at::Tensor& color, const at::Tensor& camera_to_world,
+    const at::Tensor& intrinsics, at::IntArrayRef image_size, double near, double far,
+    int64_t samples_per_ray, std::optional<double> early_stop_eps);
+
+// Gradients in density, color, camera_to_world and intrinsics; empty where not needed.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backward(
+    const at::Tensor& grad_color, const at::Tensor& grad_opacity, const at::Tensor& grad_depth,
+    const at::Tensor& density, const at::Tensor& color, const at::Tensor& camera_to_world,
+    const at::Tensor& intrinsics, double near, double far, int64_t samples_per_ray,
+    std::optional<double> early_stop_eps, bool need_density, bool need_color, bool need_cameras);
+
 }  // namespace latentdem

@@ -53,6 +53,16 @@ TORCH_LIBRARY(latentdem, m) {
   m.def(
       "varying_blur_gradients(Tensor image, Tensor kernels, Tensor weights, Tensor observation,"
       " Tensor? mask, str boundary) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "volume_render(Tensor density, Tensor color, Tensor camera_to_world, Tensor intrinsics,"
+      " SymInt[] image_size, float near, float far, int samples_per_ray, float? early_stop_eps)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "volume_render_backward(Tensor grad_color, Tensor grad_opacity, Tensor grad_depth,"
+      " Tensor density, Tensor color, Tensor camera_to_world, Tensor intrinsics,"
+      " float near, float far,"
+      " int samples_per_ray, float? early_stop_eps, bool need_density, bool need_color,"
+      " bool need_cameras) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(latentdem, CPU, m) {
@@ -75,4 +85,6 @@ TORCH_LIBRARY_IMPL(latentdem, CPU, m) {
   m.impl("varying_blur2d_adjoint", latentdem::varying_blur2d_adjoint);
   m.impl("varying_blur2d_kernels", latentdem::varying_blur2d_kernels);
   m.impl("varying_blur_gradients", latentdem::varying_blur_gradients);
+  m.impl("volume_render", latentdem::volume_render);
+  m.impl("volume_render_backward", latentdem::volume_render_backward);
 }

@@ -174,6 +174,31 @@ std::tuple<Tensor, Tensor, Tensor> varying_blur_gradients(
       "latentdem::varying_blur_gradients", image, kernels, weights, observation, mask, boundary);
 }
 
+std::tuple<Tensor, Tensor, Tensor> volume_render(const Tensor& density, const Tensor& color,
+                                                 const Tensor& camera_to_world,
+                                                 const Tensor& intrinsics, const Sizes& image_size,
+                                                 double near, double far, int64_t samples_per_ray,
+                                                 std::optional<double> early_stop_eps) {
+  return call<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                 const Tensor&, c10::SymIntArrayRef, double, double,
+                                                 int64_t, std::optional<double>)>(
+      "latentdem::volume_render", density, color, camera_to_world, intrinsics, symbolic(image_size),
+      near, far, samples_per_ray, early_stop_eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> volume_render_backward(
+    const Tensor& grad_color, const Tensor& grad_opacity, const Tensor& grad_depth,
+    const Tensor& density, const Tensor& color, const Tensor& camera_to_world,
+    const Tensor& intrinsics, double near, double far, int64_t samples_per_ray,
+    std::optional<double> early_stop_eps, bool need_density, bool need_color, bool need_cameras) {
+  return call<std::tuple<Tensor, Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+      const Tensor&, double, double, int64_t, std::optional<double>, bool, bool, bool)>(
+      "latentdem::volume_render_backward", grad_color, grad_opacity, grad_depth, density, color,
+      camera_to_world, intrinsics, near, far, samples_per_ray, early_stop_eps, need_density,
+      need_color, need_cameras);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = LATENTDEM_VERSION;
@@ -248,4 +273,11 @@ PYBIND11_MODULE(_C, m) {
         arg("weights"), arg("boundary"), arg("kernels_size"), release);
   m.def("varying_blur_gradients", &varying_blur_gradients, arg("image"), arg("kernels"),
         arg("weights"), arg("observation"), arg("mask"), arg("boundary"), release);
+  m.def("volume_render", &volume_render, arg("density"), arg("color"), arg("camera_to_world"),
+        arg("intrinsics"), arg("image_size"), arg("near"), arg("far"), arg("samples_per_ray"),
+        arg("early_stop_eps"), release);
+  m.def("volume_render_backward", &volume_render_backward, arg("grad_color"), arg("grad_opacity"),
+        arg("grad_depth"), arg("density"), arg("color"), arg("camera_to_world"), arg("intrinsics"),
+        arg("near"), arg("far"), arg("samples_per_ray"), arg("early_stop_eps"), arg("need_density"),
+        arg("need_color"), arg("need_cameras"), release);
 }

@@ -19,15 +19,16 @@
 namespace latentdem {
 namespace LATENTDEM_ISA {
 
+// Explicitly aligned, so that structs of them are laid out alike in every build.
 template <class T>
 struct VectorOf;
 template <>
 struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(32)));
+  typedef float type __attribute__((vector_size(32), aligned(32)));
 };
 template <>
 struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(32)));
+  typedef double type __attribute__((vector_size(32), aligned(32)));
 };
 template <class T>
 using Vec = typename VectorOf<T>::type;

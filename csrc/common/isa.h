@@ -5,16 +5,24 @@
 // sets there are; the wheel itself needs no more than the platform's baseline.
 #pragma once
 
+#include <cstdlib>
+#include <string_view>
+
 namespace latentdem {
 
 enum class Isa { kDefault, kAvx2, kAvx512 };
 
+// LATENTDEM_CPU_CAPABILITY=default, avx2 or avx512 bounds the choice, for comparison.
 inline Isa best_isa() {
 #if defined(LATENTDEM_HAS_AVX2)
   static const Isa isa = [] {
+    const char* wish = std::getenv("LATENTDEM_CPU_CAPABILITY");
+    const std::string_view bound = wish == nullptr ? "avx512" : wish;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+    if (bound == "default") return Isa::kDefault;
+    if (bound != "avx2" && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw"))
       return Isa::kAvx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
     return Isa::kDefault;

@@ -46,4 +46,19 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   body(0, count);
 }
 
+// Calls body(task) for every task in [0, count), each on whichever thread is free: for tasks of
+// unequal length whose results do not depend on who computes them.
+template <class Body>
+void parallel_tasks(int64_t count, const Body& body) {
+#if defined(_OPENMP)
+  const int threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), count));
+  if (threads > 1 && !omp_in_parallel()) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t task = 0; task < count; ++task) body(task);
+    return;
+  }
+#endif
+  for (int64_t task = 0; task < count; ++task) body(task);
+}
+
 }  // namespace latentdem

@@ -26,6 +26,7 @@ from latentdem_ext.ops.varying_blur import (
     varying_blur2d_adjoint,
     varying_blur_gradients,
 )
+from latentdem_ext.ops.volume_render import volume_render
 
 full_precision_under_autocast(
     "blur_conv2d",
@@ -70,5 +71,6 @@ __all__ = [
     "varying_blur2d",
     "varying_blur2d_adjoint",
     "varying_blur_gradients",
+    "volume_render",
     "wiener_deconv2d",
 ]

@@ -115,6 +115,10 @@ def richardson_lucy(
         for name, tensor in (("observation", observation), ("kernel", kernel)):
             if tensor.requires_grad:
                 raise ValueError(f"{name} must not require a gradient: there is none; detach it")
+    if not observation.is_floating_point():
+        raise TypeError(
+            f"observation must be float32, float64, float16 or bfloat16, found {observation.dtype}"
+        )
     if initial is None:
         initial = _flat_start(observation, kernel, boundary, mask, eps)
     return _ops.richardson_lucy.default(

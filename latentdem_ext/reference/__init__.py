@@ -23,6 +23,7 @@ from latentdem_ext.reference.varying_blur import (
     varying_blur2d_adjoint,
     varying_blur_gradients,
 )
+from latentdem_ext.reference.volume_render import volume_render
 
 __all__ = [
     "blur_conv2d",
@@ -40,5 +41,6 @@ __all__ = [
     "varying_blur2d",
     "varying_blur2d_adjoint",
     "varying_blur_gradients",
+    "volume_render",
     "wiener_deconv2d",
 ]

@@ -43,7 +43,7 @@ def quality_table() -> str:
 def speed_table() -> str:
     """Operators against their named baselines."""
     lines = ["| operator | case | native | baselines |", "|---|---|---|---|"]
-    for name in ("blur", "deconv", "kernel_map"):
+    for name in ("blur", "deconv", "kernel_map", "volume_render"):
         document = _load(name)
         for row in document["rows"] if document else []:
             times = dict(row["milliseconds"])

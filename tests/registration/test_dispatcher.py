@@ -23,6 +23,10 @@ def call_both(name, *arguments):
 def arguments(name):
     image, kernel = torch.rand(2, 3, 12, 10), torch.rand(2, 1, 5, 4)
     kernels, weights = torch.rand(2, 4, 5, 4), ext.blend_windows(12, 10, 2, 2, 3)
+    grid, tints, image_like = torch.rand(1, 4, 5, 6), torch.rand(3, 4, 5, 6), torch.rand(2, 1, 3, 4)
+    colors = image_like.expand(2, 3, 3, 4)
+    pose = ext.pose_from_spherical(torch.tensor([10.0, 20.0]), torch.tensor([0.0, 50.0]), 3.0)
+    lens = ext.intrinsics_from_fov(torch.tensor([40.0, 50.0]), (3, 4))
     lags, rhs = ext.kernel_map_statistics(image, image, (5, 4))
     return {
         "blur_conv2d": (image, kernel, "reflect"),
@@ -48,6 +52,11 @@ def arguments(name):
         "varying_blur2d_adjoint": (image, kernels, weights, "reflect"),
         "varying_blur2d_kernels": (image, image, weights, "zero", [2, 4, 5, 4]),
         "varying_blur_gradients": (image, kernels, weights, image, None, "replicate"),
+        "volume_render": (grid, tints, pose, lens, [3, 4], 1.0, 5.0, 16, None),
+        "volume_render_backward": (
+            colors, image_like, image_like, grid, tints, pose, lens,
+            1.0, 5.0, 16, 0.0, True, True, True,
+        ),
     }[name]  # fmt: skip
 
 
