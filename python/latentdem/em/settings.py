@@ -14,7 +14,7 @@ class ProxSettings:
 
     steps: int = 16
     """Steps of the reverse trajectory."""
-    chains: int = 2
+    chains: int = 3
     """Trajectories with a shared kernel; their mean is the result."""
     start: float = 0.4
     """Noise level t / T that the trajectory starts from, at the noised observation."""

@@ -73,9 +73,12 @@ def run_prox(
     generator: torch.Generator,
     *,
     kernel: Tensor | None = None,
+    first_kernel: Tensor | None = None,
     callback: StepCallback | None = None,
 ) -> EMState:
-    """EM with the proximal E-step.  ``kernel``: known, so that only the image is sought.
+    """EM with the proximal E-step.
+
+    ``kernel``: known, so that only the image is sought.  ``first_kernel``: what step 0 would give.
 
     0. first kernel from the observation's edges, coarse to fine
     1. z_0 <- prior at z_t; x_hat = D(z_0)
@@ -87,6 +90,8 @@ def run_prox(
     """
     blind = kernel is None
     clock = time.perf_counter()
+    if kernel is None:
+        kernel = first_kernel
     if kernel is None:
         kernel = estimate_kernel(
             model.observation,

@@ -44,10 +44,12 @@ class EdgeStepSettings:
 
     edge_weight: float = 0.015
     """lambda of the L0 smoothing that picks the edges (see ``operators/edges.py``)."""
-    kernel_weight: float = 2.0
+    kernel_weight: float = 6.0
     """Weight of the kernel's squared norm, in squared grey values summed over the image."""
-    denoiser_share: float = 0.5
+    denoiser_share: float = 1.0
     """Share of the kernel prior's answer in the new kernel."""
+    momentum: float = 0.5
+    """Share of the kernel before."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class BlurModel:
         """
         edges = l0_deconvolution(image.mean(1, keepdim=True), None, weight=settings.edge_weight)
         found = self.fit_edges(edges, kernel, weight=settings.kernel_weight)
-        return self._mix(found, settings.denoiser_share)
+        found = _align(self.mix(found, settings.denoiser_share), kernel)
+        return torch.lerp(found, kernel, settings.momentum)
 
     def m_step(
         self, image: Tensor, kernel: Tensor, *, image_std: float, settings: MStepSettings
@@ -241,9 +244,9 @@ class BlurModel:
             window=self.window,
             image_variance=image_std**2,
         )
-        return self._mix(_tidy(estimate), settings.denoiser_share)
+        return self.mix(_tidy(estimate), settings.denoiser_share)
 
-    def _mix(self, kernel: Tensor, share: float) -> Tensor:
+    def mix(self, kernel: Tensor, share: float) -> Tensor:
         """The kernel, or where there is a kernel prior, its answer to the given share."""
         if self.kernel_prior is None or share == 0:
             return kernel
@@ -255,6 +258,22 @@ def _tidy(kernel: Tensor) -> Tensor:
     floor = THRESHOLD * kernel.amax((-2, -1), keepdim=True)
     kernel = torch.where(kernel >= floor, kernel, torch.zeros_like(kernel))
     return ext.recenter_kernel(kernel / kernel.sum(), subpixel=False)
+
+
+def _align(kernel: Tensor, reference: Tensor) -> Tensor:
+    """``kernel [1,1,k,k]`` moved by whole pixels to where it agrees best with ``reference``.
+
+    Image and kernel may drift in opposite directions; two kernels are averaged in one place.
+    """
+    side = kernel.shape[-1]
+    size = (2 * side, 2 * side)  # lags of both signs without wrapping round
+    spectrum = torch.fft.rfft2(reference, s=size) * torch.fft.rfft2(kernel, s=size).conj()
+    best = int(torch.fft.irfft2(spectrum, s=size).flatten().argmax())
+    down, right = ((lag + side) % (2 * side) - side for lag in divmod(best, 2 * side))
+    grid = kernel.new_zeros(1, 1, 3 * side, 3 * side)
+    grid[..., side : 2 * side, side : 2 * side] = kernel
+    moved = grid.roll((down, right), (-2, -1))[..., side : 2 * side, side : 2 * side]
+    return moved / moved.sum()
 
 
 def _mirror(side: int, before: int, after: int) -> Tensor:

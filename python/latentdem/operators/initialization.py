@@ -54,6 +54,7 @@ def estimate_kernel(
     *,
     boundary: str = "valid",
     kernel_prior: KernelDenoiserNet | None = None,
+    edge_weight: float = EDGE_WEIGHT,
 ) -> Tensor:
     """First estimate of the blur kernel.
 
@@ -62,25 +63,28 @@ def estimate_kernel(
         kernel_size: odd side k.
         boundary: ``valid`` or ``circular``.
         kernel_prior: denoiser that each scale's kernel is mixed with, or none.
+        edge_weight: first lambda of the L0 prior.
 
     Returns:
         ``[1,1,k,k]``, non-negative, summing to one.
     """
     grey = observation.mean(1, keepdim=True)
-    weight = EDGE_WEIGHT
+    weight = edge_weight
     sizes = kernel_sizes(kernel_size)
     kernel = _two_pixels(sizes[0])
     for size in sizes:
         scale = size / kernel_size
         height, width = (max(size, round(side * scale)) for side in grey.shape[-2:])
         small = _resize(grey, (height, width)) if scale < 1 else grey
-        model = BlurModel(small, kernel_size=size, noise_std=0.01, boundary=boundary)
+        model = BlurModel(
+            small, kernel_size=size, noise_std=0.01, boundary=boundary, kernel_prior=kernel_prior
+        )
         kernel = _resize(kernel, (size, size)).clamp_min(0)
         kernel = kernel / kernel.sum()
         for _ in range(ITERATIONS):
             image = l0_deconvolution(model.padded, kernel, weight=weight)
             kernel = model.fit_edges(image, kernel, weight=KERNEL_WEIGHT)
             weight = max(weight / 1.1, 1e-4)
-        if kernel_prior is not None and size >= SMALLEST_DENOISED:
-            kernel = torch.lerp(kernel, kernel_prior(kernel), 0.5)
+        if size >= SMALLEST_DENOISED:
+            kernel = model.mix(kernel, 0.5)
     return kernel

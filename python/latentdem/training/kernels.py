@@ -1,27 +1,22 @@
-"""Training of the packaged kernel prior, a plug-and-play denoiser of blur kernels.
+"""Kernels to train the kernel prior on, and synthetic damage to them.
 
-It learns to undo what the M-step does to a kernel.  Half of its inputs are M-step answers on
-training photographs whose restoration used a wrong kernel; the other half are synthetic
-corruptions (blur, modulation along the stroke, noise, threshold).  Kernels are inertial
-random walks, straight strokes, arcs, defocus discs and Gaussians of 5 to 45 pixels.
+Kernels are inertial random walks, straight strokes, arcs, defocus discs and Gaussians.  Half of
+the damaged ones are M-step answers on training photographs whose restoration used a wrong
+kernel; the other half are corrupted by blur, modulation along the stroke, noise, threshold.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import latentdem_ext as ext
-from latentdem.metrics import maximum_normalized_correlation
 from latentdem.operators.motion import rasterize
-from latentdem.priors.kernel import KernelDenoiserNet
-from latentdem.training.common import TrainingPlan, train
-from latentdem.training.data import CropSampler, load_images
+from latentdem.training.data import CropSampler
 
 
 def training_kernel(rng: np.random.Generator, size: int) -> Tensor:
@@ -150,63 +145,50 @@ def _smooth_images(images: Tensor, sigma: float) -> Tensor:
     return _smooth(images.flatten(0, 1)[:, None], sigma).reshape(images.shape)
 
 
-def mean_mnc(kernels: Tensor, truth: Tensor) -> float:
-    """Mean maximum of normalised cross-correlation over ``[B,1,k,k]`` pairs."""
-    return float(maximum_normalized_correlation(kernels, truth).mean())
+def align(truth: Tensor, answer: Tensor) -> Tensor:
+    """``truth [1,1,k,k]`` moved, to a quarter of a pixel, to where ``answer`` agrees best.
+
+    Where a kernel sits is a gauge; a network that had to guess it would blur its answer.
+    """
+    size = truth.shape[-1]
+    pad = 2 * size
+    spectrum = torch.fft.rfft2(truth.double(), s=(pad, pad))
+    other = torch.fft.rfft2(answer.double(), s=(pad, pad))
+    correlation = torch.fft.irfft2(other * spectrum.conj(), s=(pad, pad))
+    best = int(correlation.flatten().argmax())
+    rows = torch.fft.fftfreq(pad, dtype=torch.float64)[:, None]
+    columns = torch.fft.rfftfreq(pad, dtype=torch.float64)[None, :]
+    score, moved = -1.0, truth
+    for dy in (-0.5, -0.25, 0.0, 0.25, 0.5):
+        for dx in (-0.5, -0.25, 0.0, 0.25, 0.5):
+            y, x = best // pad + dy, best % pad + dx
+            phase = torch.exp(-2j * torch.pi * (rows * y + columns * x))
+            candidate = torch.fft.irfft2(spectrum * phase, s=(pad, pad))[..., :size, :size]
+            candidate = candidate.clamp_min(0)
+            agreement = float(
+                F.cosine_similarity(candidate.flatten(), answer.double().flatten(), 0)
+            )
+            if agreement > score:
+                score, moved = agreement, candidate
+    return (moved / moved.sum().clamp_min(1e-12)).to(truth.dtype)
+
+
+def augment(damaged: Tensor, truth: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One of the square's eight symmetries, for both alike."""
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    pair = [t.rot90(turns, (-2, -1)) for t in (damaged, truth)]
+    damaged, truth = (t.flip(-1) for t in pair) if mirrored else pair
+    return damaged, truth
 
 
 def make_pairs(
     sampler: CropSampler, rng: np.random.Generator, count: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """``count`` pairs of damaged and true kernels ``[count,1,size,size]``."""
+    """``count`` damaged kernels ``[count,1,size,size]`` and the true ones, aligned to them."""
     truth = torch.stack([training_kernel(rng, size) for _ in range(count)])[:, None]
     half = count // 2
     images = (sampler.batch(half) + 1) / 2
     damaged = torch.cat([m_step_answers(images, truth[:half], rng), corrupt(truth[half:], rng)])
-    # The M-step cannot know where the kernel sits; neither may the network's target.
-    return ext.recenter_kernel(damaged, subpixel=False), ext.recenter_kernel(truth, subpixel=False)
-
-
-def kernel_loss(model: nn.Module, damaged: Tensor, truth: Tensor) -> Tensor:
-    """Squared error relative to the kernel's energy, plus what makes one minus MNC."""
-    output = model(damaged)
-    energy = truth.square().sum((-2, -1))
-    error = ((output - truth).square().sum((-2, -1)) / energy).mean()
-    cosine = F.cosine_similarity(output.flatten(1), truth.flatten(1)).mean()
-    return error + 1 - cosine
-
-
-def train_kernel_prior(
-    folder: Path, checkpoint: Path, *, minutes: float, resume: bool
-) -> nn.Module:
-    """Train the denoiser; a quarter of the time goes into making the pairs."""
-    torch.manual_seed(0)
-    rng = np.random.default_rng(11 + resume)
-    sampler = CropSampler(load_images(folder, "train"), 112, seed=12 + resume)
-    validation_rng = np.random.default_rng(99)
-    held_out = CropSampler(load_images(folder, "validation"), 112, seed=98)
-    validation = make_pairs(held_out, validation_rng, 64, 25)
-    sizes = (13, 19, 25, 25, 33, 33, 45)
-    pool: list[tuple[Tensor, Tensor]] = []
-
-    def loss(model: nn.Module, step: int) -> Tensor:
-        # New pairs keep coming at every third step; older ones are seen again, turned.
-        if step % 3 == 0 or not pool:
-            pool.append(make_pairs(sampler, rng, 16, sizes[int(rng.integers(len(sizes)))]))
-            if len(pool) > 600:
-                pool.pop(0)
-        damaged, truth = pool[int(rng.integers(len(pool)))]
-        turns = int(rng.integers(4))
-        pair = [t.rot90(turns, (-2, -1)) for t in (damaged, truth)]
-        if rng.random() < 0.5:
-            pair = [t.flip(-1) for t in pair]
-        return kernel_loss(model, *pair)
-
-    def report(ema: nn.Module) -> str:
-        with torch.no_grad():
-            after = mean_mnc(ema(validation[0]), validation[1])
-        return f"held-out MNC {mean_mnc(*validation):.3f} -> {after:.3f}"
-
-    plan = TrainingPlan(minutes=minutes, learning_rate=2e-3)
-    model = KernelDenoiserNet()
-    return train("kernel prior", model, loss, plan, checkpoint, resume=resume, validate=report)
+    damaged = ext.recenter_kernel(damaged, subpixel=False)
+    truth = torch.cat([align(*pair) for pair in zip(truth.split(1), damaged.split(1), strict=True)])
+    return damaged, truth

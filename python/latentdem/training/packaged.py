@@ -9,12 +9,13 @@ from typing import cast
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 
-from latentdem.priors.kernel import save_kernel_prior
-from latentdem.priors.latent import LatentPrior, save_prior
+from latentdem.priors.kernel import KernelDenoiserNet, save_kernel_prior
+from latentdem.priors.latent import LatentPrior, load_prior, save_prior
+from latentdem.training.answers import collect_answers
 from latentdem.training.autoencoder import mean_psnr, train_autoencoder, validation_images
 from latentdem.training.data import fetch, read_manifest
 from latentdem.training.diffusion import SCHEDULER, train_diffusion
-from latentdem.training.kernels import train_kernel_prior
+from latentdem.training.kernel_denoiser import train_kernel_prior
 
 
 def _round_to_half(model: torch.nn.Module) -> torch.nn.Module:
@@ -72,9 +73,37 @@ def make_prior(
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
-def make_kernel_prior(data: Path, runs: Path, output: Path, *, minutes: float) -> None:
-    """Train (or go on training) the kernel denoiser and write it to ``output``."""
+def make_kernel_prior(
+    data: Path,
+    runs: Path,
+    output: Path,
+    *,
+    minutes: float,
+    shards: int,
+    refine_minutes: float,
+    prior: LatentPrior | None = None,
+) -> None:
+    """Train (or go on training) the kernel denoiser and write it to ``output``.
+
+    In three stages, each resumable: on synthetic damage; collecting what the method answers on
+    training photographs, with that first denoiser and ``prior``; on both.
+    """
     fetch(data, read_manifest())
-    model = train_kernel_prior(data, runs / "kernel.safetensors", minutes=minutes, resume=True)
-    save_kernel_prior(output, model)
+    trained = train_kernel_prior(data, runs / "kernel.safetensors", minutes=minutes, resume=True)
+    first = cast(KernelDenoiserNet, _round_to_half(trained))
+    if shards > 0:
+        answers = runs / "answers"
+        prior = load_prior() if prior is None else prior
+        collect_answers(data, answers, prior, first, split="train", shards=shards)
+        held_out = max(1, shards // 12)
+        collect_answers(data, answers, prior, first, split="validation", shards=held_out)
+        trained = train_kernel_prior(
+            data,
+            runs / "kernel_refined.safetensors",
+            minutes=refine_minutes,
+            resume=True,
+            start=first,
+            answers=answers,
+        )
+    save_kernel_prior(output, trained)
     print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
