@@ -52,6 +52,9 @@ bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_deconv.py
 	$(BIN)/python python/benchmarks/bench_kernel_map.py
 	$(BIN)/python python/benchmarks/bench_volume_render.py
+	$(BIN)/python python/benchmarks/bench_scaling.py
+	$(BIN)/python python/benchmarks/plots.py
+	$(BIN)/python python/benchmarks/tables.py
 
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_prox.json

@@ -28,7 +28,11 @@ def kernel_map_statistics(
     kernel_size: Sequence[int],
     domain: str,
     image_variance: float,
+    prepared: Tensor | None,
 ) -> tuple[Tensor, Tensor]: ...
+def kernel_map_prepare(
+    observation: Tensor, window: Tensor | None, kernel_size: Sequence[int], domain: str
+) -> Tensor: ...
 def kernel_map_solve(
     autocorrelation: Tensor,
     crosscorrelation: Tensor,
@@ -51,6 +55,7 @@ def kernel_map_update(
     support_exact: bool,
     image_variance: float,
     solver_steps: int,
+    prepared: Tensor | None,
 ) -> Tensor: ...
 def project_simplex(kernel: Tensor) -> Tensor: ...
 def recenter_kernel(kernel: Tensor, subpixel: bool) -> Tensor: ...

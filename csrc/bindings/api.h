@@ -41,7 +41,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(const at::Tensor& 
 // observation, pooled over channels (and over both gradient directions in that domain).
 std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
     const at::Tensor& image, const at::Tensor& observation, const std::optional<at::Tensor>& window,
-    at::IntArrayRef kernel_size, std::string_view domain, double image_variance);
+    at::IntArrayRef kernel_size, std::string_view domain, double image_variance,
+    const std::optional<at::Tensor>& prepared);
+
+// What kernel_map_statistics and kernel_map_update would otherwise transform anew: the
+// observation's spectra, opaque, [B,F,S]; S is 0 where the image's size is no good transform size.
+at::Tensor kernel_map_prepare(const at::Tensor& observation,
+                              const std::optional<at::Tensor>& window, at::IntArrayRef kernel_size,
+                              std::string_view domain);
 
 // argmin_k 1/2 k'(A + alpha I)k - (b + alpha z)'k on the support, by conjugate gradients.
 at::Tensor kernel_map_solve(const at::Tensor& autocorrelation, const at::Tensor& crosscorrelation,
@@ -52,7 +59,8 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
                              const at::Tensor& kernel, const std::optional<at::Tensor>& window,
                              double noise_std, double penalty, double regularization,
                              int64_t iterations, std::string_view prior, std::string_view domain,
-                             bool support_exact, double image_variance, int64_t solver_steps);
+                             bool support_exact, double image_variance, int64_t solver_steps,
+                             const std::optional<at::Tensor>& prepared);
 
 at::Tensor project_simplex(const at::Tensor& kernel);
 at::Tensor recenter_kernel(const at::Tensor& kernel, bool subpixel);

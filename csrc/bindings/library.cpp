@@ -23,14 +23,19 @@ TORCH_LIBRARY(latentdem, m) {
       " str boundary) -> (Tensor, Tensor, Tensor)");
   m.def(
       "kernel_map_statistics(Tensor image, Tensor observation, Tensor? window,"
-      " SymInt[] kernel_size, str domain, float image_variance) -> (Tensor, Tensor)");
+      " SymInt[] kernel_size, str domain, float image_variance, Tensor? prepared)"
+      " -> (Tensor, Tensor)");
+  m.def(
+      "kernel_map_prepare(Tensor observation, Tensor? window, SymInt[] kernel_size, str domain)"
+      " -> Tensor");
   m.def(
       "kernel_map_solve(Tensor autocorrelation, Tensor crosscorrelation, Tensor target,"
       " Tensor start, float alpha, int steps) -> Tensor");
   m.def(
       "kernel_map_update(Tensor image, Tensor observation, Tensor kernel, Tensor? window,"
       " float noise_std, float penalty, float regularization, int iterations, str prior,"
-      " str domain, bool support_exact, float image_variance, int solver_steps) -> Tensor");
+      " str domain, bool support_exact, float image_variance, int solver_steps,"
+      " Tensor? prepared) -> Tensor");
   m.def("project_simplex(Tensor kernel) -> Tensor");
   m.def("recenter_kernel(Tensor kernel, bool subpixel) -> Tensor");
   m.def(
@@ -74,6 +79,7 @@ TORCH_LIBRARY_IMPL(latentdem, CPU, m) {
   m.impl("blur_data_term", latentdem::blur_data_term);
   m.impl("blur_gradients", latentdem::blur_gradients);
   m.impl("kernel_map_statistics", latentdem::kernel_map_statistics);
+  m.impl("kernel_map_prepare", latentdem::kernel_map_prepare);
   m.impl("kernel_map_solve", latentdem::kernel_map_solve);
   m.impl("kernel_map_update", latentdem::kernel_map_update);
   m.impl("project_simplex", latentdem::project_simplex);

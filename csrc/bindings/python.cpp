@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/isa.h"
 #include "common/parallel.h"
 #include "latentdem_build_config.h"
 
@@ -85,11 +86,19 @@ std::tuple<Tensor, Tensor, Tensor> blur_gradients(const Tensor& image, const Ten
 std::tuple<Tensor, Tensor> kernel_map_statistics(const Tensor& image, const Tensor& observation,
                                                  const OptionalTensor& window,
                                                  const Sizes& kernel_size,
-                                                 const std::string& domain, double image_variance) {
-  return call<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
-                                         c10::SymIntArrayRef, std::string_view, double)>(
-      "latentdem::kernel_map_statistics", image, observation, window, symbolic(kernel_size), domain,
-      image_variance);
+                                                 const std::string& domain, double image_variance,
+                                                 const OptionalTensor& prepared) {
+  return call<std::tuple<Tensor, Tensor>(
+      const Tensor&, const Tensor&, const OptionalTensor&, c10::SymIntArrayRef, std::string_view,
+      double, const OptionalTensor&)>("latentdem::kernel_map_statistics", image, observation,
+                                      window, symbolic(kernel_size), domain, image_variance,
+                                      prepared);
+}
+
+Tensor kernel_map_prepare(const Tensor& observation, const OptionalTensor& window,
+                          const Sizes& kernel_size, const std::string& domain) {
+  return call<Tensor(const Tensor&, const OptionalTensor&, c10::SymIntArrayRef, std::string_view)>(
+      "latentdem::kernel_map_prepare", observation, window, symbolic(kernel_size), domain);
 }
 
 Tensor kernel_map_solve(const Tensor& autocorrelation, const Tensor& crosscorrelation,
@@ -103,12 +112,13 @@ Tensor kernel_map_update(const Tensor& image, const Tensor& observation, const T
                          const OptionalTensor& window, double noise_std, double penalty,
                          double regularization, int64_t iterations, const std::string& prior,
                          const std::string& domain, bool support_exact, double image_variance,
-                         int64_t solver_steps) {
+                         int64_t solver_steps, const OptionalTensor& prepared) {
   return call<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, double,
                      double, double, int64_t, std::string_view, std::string_view, bool, double,
-                     int64_t)>("latentdem::kernel_map_update", image, observation, kernel, window,
-                               noise_std, penalty, regularization, iterations, prior, domain,
-                               support_exact, image_variance, solver_steps);
+                     int64_t, const OptionalTensor&)>(
+      "latentdem::kernel_map_update", image, observation, kernel, window, noise_std, penalty,
+      regularization, iterations, prior, domain, support_exact, image_variance, solver_steps,
+      prepared);
 }
 
 Tensor project_simplex(const Tensor& kernel) {
@@ -212,6 +222,7 @@ py::dict build_info() {
   info["openmp"] = false;
   info["openmp_threads"] = 1;
 #endif
+  info["cpu_capability"] = latentdem::isa_name(latentdem::best_isa());
   info["cuda"] = py::none();
   info["cuda_archs"] = py::list();
   return info;
@@ -248,13 +259,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("blur_gradients", &blur_gradients, arg("image"), arg("kernel"), arg("observation"),
         arg("mask"), arg("boundary"), release);
   m.def("kernel_map_statistics", &kernel_map_statistics, arg("image"), arg("observation"),
-        arg("window"), arg("kernel_size"), arg("domain"), arg("image_variance"), release);
+        arg("window"), arg("kernel_size"), arg("domain"), arg("image_variance"), arg("prepared"),
+        release);
+  m.def("kernel_map_prepare", &kernel_map_prepare, arg("observation"), arg("window"),
+        arg("kernel_size"), arg("domain"), release);
   m.def("kernel_map_solve", &kernel_map_solve, arg("autocorrelation"), arg("crosscorrelation"),
         arg("target"), arg("start"), arg("alpha"), arg("steps"), release);
   m.def("kernel_map_update", &kernel_map_update, arg("image"), arg("observation"), arg("kernel"),
         arg("window"), arg("noise_std"), arg("penalty"), arg("regularization"), arg("iterations"),
         arg("prior"), arg("domain"), arg("support_exact"), arg("image_variance"),
-        arg("solver_steps"), release);
+        arg("solver_steps"), arg("prepared"), release);
   m.def("project_simplex", &project_simplex, arg("kernel"), release);
   m.def("recenter_kernel", &recenter_kernel, arg("kernel"), arg("subpixel"), release);
   m.def("wiener_deconv2d", &wiener_deconv2d, arg("image_hat"), arg("observation"), arg("kernel"),

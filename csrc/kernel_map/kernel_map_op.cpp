@@ -46,8 +46,8 @@ void check_images(const at::Tensor& image, const at::Tensor& observation,
   TORCH_CHECK_VALUE(kernel_size.size() == 2 && kernel_size[0] > 0 && kernel_size[1] > 0,
                     "kernel_size must be two positive sizes, found ", kernel_size);
   TORCH_CHECK_VALUE(kernel_size[0] <= image.size(2) && kernel_size[1] <= image.size(3),
-                    "kernel must be no larger than image (", image.size(2), " x ", image.size(3),
-                    "), found ", kernel_size);
+                    "kernel must be no larger than image and observation (", image.size(2), " x ",
+                    image.size(3), "), found ", kernel_size);
   if (!window.has_value()) return;
   check_real(*window, "window");
   check_same_device(*window, image, "window", "image");
@@ -118,18 +118,26 @@ FieldShape field_shape(const at::Tensor& image, const at::Tensor& window, bool g
   return s;
 }
 
+// Whether the transforms of common/fft.h take this grid.
+bool is_native(std::array<int64_t, 2> grid) {
+  return grid[0] % 2 == 0 && is_fft_size(grid[0]) && is_fft_size(grid[1]);
+}
+
+// y is undefined where its prepared spectra are given.
 template <class T>
 std::tuple<at::Tensor, at::Tensor> correlations(const FieldShape& s, std::array<int64_t, 2> grid,
                                                 const at::Tensor& x, const at::Tensor& y,
+                                                const std::optional<at::Tensor>& prepared,
                                                 int64_t kh, int64_t kw) {
   const auto [n, m] = grid;
   auto autocorrelation = at::empty({s.batch, 2 * kh - 1, 2 * kw - 1}, x.options());
   auto crosscorrelation = at::empty({s.batch, kh, kw}, x.options());
   T* const lags = autocorrelation.template mutable_data_ptr<T>();
   T* const cross = crosscorrelation.template mutable_data_ptr<T>();
-  if (n % 2 == 0 && is_fft_size(n) && is_fft_size(m)) {
+  if (is_native(grid)) {
     correlations_cpu<T>({s.batch, s.fields(), s.height, s.width, n, m, kh, kw,
-                         x.const_data_ptr<T>(), y.const_data_ptr<T>(), lags, cross});
+                         x.const_data_ptr<T>(), prepared ? nullptr : y.const_data_ptr<T>(),
+                         prepared ? prepared->const_data_ptr<T>() : nullptr, lags, cross});
     return {autocorrelation, crosscorrelation};
   }
   // A periodic image of awkward size must be transformed at that size.
@@ -139,6 +147,23 @@ std::tuple<at::Tensor, at::Tensor> correlations(const FieldShape& s, std::array<
   gather_wrapped_cpu<T>(s.batch, n, m, kh, kw, kh / 2, kw / 2,
                         inverse_fft(spectra.cross, n, m).template const_data_ptr<T>(), cross);
   return {autocorrelation, crosscorrelation};
+}
+
+// The prepared spectra if they can be used.
+template <class T>
+std::optional<at::Tensor> check_prepared(const std::optional<at::Tensor>& prepared,
+                                         const FieldShape& s, std::array<int64_t, 2> grid) {
+  if (!prepared.has_value()) return std::nullopt;
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const std::array<int64_t, 3> size{s.batch, s.fields(),
+                                    is_native(grid) ? spectrum_values<T>(grid[0], grid[1]) : 0};
+  TORCH_CHECK_VALUE(prepared->sizes() == at::IntArrayRef(size) && prepared->scalar_type() == type,
+                    "prepared must come from kernel_map_prepare with this image size, kernel size, "
+                    "window, domain and dtype: expected ",
+                    type, " ", at::IntArrayRef(size), ", found ", prepared->scalar_type(), " ",
+                    prepared->sizes());
+  if (size[2] == 0) return std::nullopt;
+  return prepared->contiguous();
 }
 
 template <class T>
@@ -190,7 +215,8 @@ void add_noise(const at::Tensor& autocorrelation, const std::vector<double>& noi
 
 std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
     const at::Tensor& image, const at::Tensor& observation, const std::optional<at::Tensor>& window,
-    at::IntArrayRef kernel_size, std::string_view domain, double image_variance) {
+    at::IntArrayRef kernel_size, std::string_view domain, double image_variance,
+    const std::optional<at::Tensor>& prepared) {
   check_images(image, observation, window, kernel_size);
   check_variance(image_variance);
   const bool gradient = parse_domain(domain);
@@ -204,12 +230,38 @@ std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
     using T = decltype(zero);
     const auto weight = window ? window->to(type).contiguous() : at::Tensor();
     const auto s = field_shape(image, weight, gradient);
-    auto result =
-        correlations<T>(s, grid_size(s, weight.defined(), kh, kw),
-                        make_fields<T>(s, image.to(type).contiguous(), weight),
-                        make_fields<T>(s, observation.to(type).contiguous(), weight), kh, kw);
+    const auto grid = grid_size(s, weight.defined(), kh, kw);
+    const auto ready = check_prepared<T>(prepared, s, grid);
+    auto result = correlations<T>(
+        s, grid, make_fields<T>(s, image.to(type).contiguous(), weight),
+        ready ? at::Tensor() : make_fields<T>(s, observation.to(type).contiguous(), weight), ready,
+        kh, kw);
     add_noise<T>(std::get<0>(result), noise_power(s, weight, image_variance), kh, kw, gradient);
     return result;
+  });
+}
+
+at::Tensor kernel_map_prepare(const at::Tensor& observation,
+                              const std::optional<at::Tensor>& window, at::IntArrayRef kernel_size,
+                              std::string_view domain) {
+  check_rank(observation, 4, "observation", "[B,C,H,W]");
+  check_real(observation, "observation");
+  check_images(observation, observation, window, kernel_size);
+  const bool gradient = parse_domain(domain);
+  const auto type = compute_type(observation, observation);
+  return dispatch_real(type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto weight = window ? window->to(type).contiguous() : at::Tensor();
+    const auto s = field_shape(observation, weight, gradient);
+    const auto grid = grid_size(s, weight.defined(), kernel_size[0], kernel_size[1]);
+    const int64_t values = is_native(grid) ? spectrum_values<T>(grid[0], grid[1]) : 0;
+    auto spectra = at::empty({s.batch, s.fields(), values}, observation.options().dtype(type));
+    if (spectra.numel() == 0) return spectra;
+    const auto fields = make_fields<T>(s, observation.to(type).contiguous(), weight);
+    transform_planes_cpu<T>({s.batch * s.fields(), s.height, s.width, grid[0], grid[1],
+                             fields.template const_data_ptr<T>(),
+                             spectra.template mutable_data_ptr<T>()});
+    return spectra;
   });
 }
 
@@ -249,7 +301,8 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
                              const at::Tensor& kernel, const std::optional<at::Tensor>& window,
                              double noise_std, double penalty, double regularization,
                              int64_t iterations, std::string_view prior, std::string_view domain,
-                             bool support_exact, double image_variance, int64_t solver_steps) {
+                             bool support_exact, double image_variance, int64_t solver_steps,
+                             const std::optional<at::Tensor>& prepared) {
   check_rank(kernel, 4, "kernel", "[B,1,kh,kw]");
   check_real(kernel, "kernel");
   check_images(image, observation, window, kernel.sizes().slice(2));
@@ -279,13 +332,16 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
     const auto s = field_shape(image, weight, gradient);
     const auto grid = grid_size(s, weight.defined(), kh, kw);
     const auto x = make_fields<T>(s, image.to(type).contiguous(), weight);
-    const auto y = make_fields<T>(s, observation.to(type).contiguous(), weight);
+    const auto ready =
+        support_exact ? check_prepared<T>(prepared, s, grid) : std::optional<at::Tensor>();
+    const auto y =
+        ready ? at::Tensor() : make_fields<T>(s, observation.to(type).contiguous(), weight);
     const auto noise = noise_power(s, weight, image_variance);
     auto k = z.clone();
     T* data = k.mutable_data_ptr<T>();
     T* split = z.mutable_data_ptr<T>();
     if (support_exact) {
-      auto [lags, rhs] = correlations<T>(s, grid, x, y, kh, kw);
+      auto [lags, rhs] = correlations<T>(s, grid, x, y, ready, kh, kw);
       add_noise<T>(lags, noise, kh, kw, gradient);
       auto p = support_loop<T>(lags, rhs, z, k, alpha, solver_steps);
       p.iterations = iterations;

@@ -4,6 +4,7 @@
 #include "common/isa.h"
 
 namespace latentdem {
+LATENTDEM_DISPATCH_ISA(transform_planes_cpu, TransformParams)
 LATENTDEM_DISPATCH_ISA(correlations_cpu, CorrelationParams)
 LATENTDEM_DISPATCH_ISA(support_loop_cpu, SupportLoopParams)
 }  // namespace latentdem

@@ -29,6 +29,19 @@ bool covers(const RealGrid<T>& grid, int64_t block, int64_t columns, int64_t ori
   return false;
 }
 
+// Vertical half of the transform of one block of columns of a plane [height,width].
+template <class T>
+void transform_columns(const RealGrid<T>& grid, const T* plane, int64_t height, int64_t width,
+                       int64_t block, ComplexVec<T>* spectrum, const Scratch<T>& scratch) {
+  const int64_t available = width - block * kLanes<T>;
+  if (available <= 0) return forward_zero_columns(grid, block, spectrum);
+  const auto load = [&](int64_t y, int64_t x, int64_t count) {
+    if (y >= height) return Vec<T>{};
+    return load_columns(plane + y * width + x, count < available ? count : available);
+  };
+  forward_columns(grid, block, load, spectrum, scratch.a.get(), scratch.b.get());
+}
+
 template <class T>
 class Correlator {
  public:
@@ -38,7 +51,7 @@ class Correlator {
     parallel_for(p_.batch, p_.batch < max_threads() ? p_.batch : 1,
                  [&](int64_t begin, int64_t end) {
                    const int64_t size = grid_.spectrum_size();
-                   const VectorBuffer<ComplexVec<T>> x(size), y(size), cross(size);
+                   const VectorBuffer<ComplexVec<T>> x(size), y(p_.spectra ? 0 : size), cross(size);
                    const VectorBuffer<Vec<T>> power(size);
                    for (int64_t b = begin; b < end; ++b) {
                      for (int64_t f = 0; f < p_.fields; ++f)
@@ -52,12 +65,15 @@ class Correlator {
   using Spectrum = ComplexVec<T>*;
 
   void accumulate(int64_t b, int64_t f, Spectrum x, Spectrum y, Vec<T>* power, Spectrum cross) {
-    const int64_t offset = (b * p_.fields + f) * p_.height * p_.width;
+    const int64_t plane = b * p_.fields + f, offset = plane * p_.height * p_.width;
+    const auto* prepared = reinterpret_cast<const ComplexVec<T>*>(
+        p_.spectra ? p_.spectra + plane * spectrum_values<T>(p_.n, p_.m) : nullptr);
     parallel_for(grid_.column_blocks(), kGrain, [&](int64_t begin, int64_t end) {
       const Scratch<T> scratch(grid_);
       for (int64_t block = begin; block < end; ++block) {
-        transform(p_.image + offset, block, x, scratch);
-        transform(p_.observation + offset, block, y, scratch);
+        transform_columns(grid_, p_.image + offset, p_.height, p_.width, block, x, scratch);
+        if (!p_.spectra)
+          transform_columns(grid_, p_.observation + offset, p_.height, p_.width, block, y, scratch);
       }
     });
     parallel_for(grid_.row_blocks(), kGrain, [&](int64_t begin, int64_t end) {
@@ -65,7 +81,8 @@ class Correlator {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t start = block * p_.m;
         const ComplexVec<T>* u = fft<false>(grid_.rows, x + start, scratch.a.get());
-        const ComplexVec<T>* v = fft<false>(grid_.rows, y + start, scratch.b.get());
+        const ComplexVec<T>* v =
+            p_.spectra ? prepared + start : fft<false>(grid_.rows, y + start, scratch.b.get());
         for (int64_t i = 0; i < p_.m; ++i) {
           const Vec<T> energy = u[i].re * u[i].re + u[i].im * u[i].im;
           const ComplexVec<T> product = conj_times(u[i], v[i]);
@@ -74,16 +91,6 @@ class Correlator {
         }
       }
     });
-  }
-
-  void transform(const T* plane, int64_t block, Spectrum spectrum, const Scratch<T>& scratch) {
-    const int64_t available = p_.width - block * kLanes<T>;
-    if (available <= 0) return forward_zero_columns(grid_, block, spectrum);
-    const auto load = [&](int64_t y, int64_t x, int64_t count) {
-      if (y >= p_.height) return Vec<T>{};
-      return load_columns(plane + y * p_.width + x, count < available ? count : available);
-    };
-    forward_columns(grid_, block, load, spectrum, scratch.a.get(), scratch.b.get());
   }
 
   void finish(int64_t b, Spectrum work, const Vec<T>* power, Spectrum cross) {
@@ -245,6 +252,26 @@ class SupportSolver {
 }  // namespace
 
 template <class T>
+void transform_planes_cpu(const TransformParams<T>& p) {
+  const RealGrid<T> grid(p.n, p.m);
+  parallel_for(p.planes, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(grid);
+    for (int64_t plane = begin; plane < end; ++plane) {
+      auto* spectrum =
+          reinterpret_cast<ComplexVec<T>*>(p.spectra + plane * spectrum_values<T>(p.n, p.m));
+      for (int64_t block = 0; block < grid.column_blocks(); ++block)
+        transform_columns(grid, p.images + plane * p.height * p.width, p.height, p.width, block,
+                          spectrum, scratch);
+      for (int64_t block = 0; block < grid.row_blocks(); ++block) {
+        ComplexVec<T>* const row = spectrum + block * p.m;
+        const ComplexVec<T>* done = fft<false>(grid.rows, row, scratch.a.get());
+        if (done != row) std::memcpy(row, done, p.m * sizeof(ComplexVec<T>));
+      }
+    }
+  });
+}
+
+template <class T>
 void correlations_cpu(const CorrelationParams<T>& p) {
   Correlator<T>(p).run();
 }
@@ -257,6 +284,8 @@ void support_loop_cpu(const SupportLoopParams<T>& p) {
   });
 }
 
+template void transform_planes_cpu<float>(const TransformParams<float>&);
+template void transform_planes_cpu<double>(const TransformParams<double>&);
 template void correlations_cpu<float>(const CorrelationParams<float>&);
 template void correlations_cpu<double>(const CorrelationParams<double>&);
 template void support_loop_cpu<float>(const SupportLoopParams<float>&);

@@ -15,6 +15,7 @@ from latentdem_ext.ops.blur import (
 from latentdem_ext.ops.deconv import richardson_lucy, wiener_deconv2d
 from latentdem_ext.ops.downsample import blur_downsample2d, blur_downsample2d_adjoint
 from latentdem_ext.ops.kernel_map import (
+    kernel_map_prepare,
     kernel_map_solve,
     kernel_map_statistics,
     kernel_map_update,
@@ -36,6 +37,7 @@ full_precision_under_autocast(
     "blur_downsample2d",
     "blur_downsample2d_adjoint",
     "blur_gradients",
+    "kernel_map_prepare",
     "kernel_map_solve",
     "kernel_map_statistics",
     "kernel_map_update",
@@ -62,6 +64,7 @@ __all__ = [
     "blur_downsample2d",
     "blur_downsample2d_adjoint",
     "blur_gradients",
+    "kernel_map_prepare",
     "kernel_map_solve",
     "kernel_map_statistics",
     "kernel_map_update",

@@ -86,8 +86,10 @@ def join_batch(name: str, tensors: int) -> None:
         )
         flat = [_front(t, d, size, batch) for t, d in zip(inputs[:tensors], dims, strict=False)]
         # The first one decides the batch of the result, so it cannot stay shared.
-        if len(flat[0]) != size * batch:
-            flat[0] = flat[0].expand(size * batch, *flat[0].shape[1:])
+        first = flat[0]
+        assert first is not None
+        if len(first) != size * batch:
+            flat[0] = first.expand(size * batch, *first.shape[1:])
         output = getattr(torch.ops.latentdem, name)(*flat, *inputs[tensors:])
         return output.unflatten(0, (size, batch)), 0
 

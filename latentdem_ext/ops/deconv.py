@@ -119,6 +119,10 @@ def richardson_lucy(
         raise TypeError(
             f"observation must be float32, float64, float16 or bfloat16, found {observation.dtype}"
         )
+    if observation.dim() != 4:
+        raise ValueError(
+            f"observation must have shape [B,C,H',W'], found {tuple(observation.shape)}"
+        )
     if initial is None:
         initial = _flat_start(observation, kernel, boundary, mask, eps)
     return _ops.richardson_lucy.default(

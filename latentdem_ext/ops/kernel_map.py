@@ -42,6 +42,7 @@ def kernel_map_update(
     window: Tensor | None = None,
     image_variance: float = 0.0,
     solver_steps: int = 6,
+    prepared: Tensor | None = None,
 ) -> Tensor:
     """Half-quadratic-splitting MAP estimate of each image's blur kernel.
 
@@ -66,6 +67,8 @@ def kernel_map_update(
         image_variance: posterior variance of each pixel of ``image``; it adds the expected
             power of that error to A, which keeps the estimate from overfitting it.
         solver_steps: see ``support_exact``.
+        prepared: what :func:`kernel_map_prepare` made of the observation and this window, kernel
+            size and domain; saves its transforms in a loop over images (``support_exact`` only).
 
     Returns:
         ``[B,1,kh,kw]``, non-negative, summing to one.  Channels are pooled into one system;
@@ -100,6 +103,7 @@ def kernel_map_update(
             support_exact,
             image_variance,
             solver_steps,
+            prepared,
         )
     if iterations <= 0:
         raise ValueError(f"iterations must be positive, found {iterations}")
@@ -109,7 +113,7 @@ def kernel_map_update(
         for _ in range(iterations):
             estimate = _ops.kernel_map_update.default(
                 image, observation, split, window, noise_std, penalty, 0.0, 1, "none", domain,
-                False, image_variance, solver_steps,
+                False, image_variance, solver_steps, None,
             )  # fmt: skip
             split = prior(estimate, strength)
         return estimate
@@ -120,6 +124,7 @@ def kernel_map_update(
         domain=domain,
         window=window,
         image_variance=image_variance,
+        prepared=prepared,
     )
     alpha = noise_std**2 * penalty
     for _ in range(iterations):
@@ -140,6 +145,7 @@ def kernel_map_statistics(
     domain: str = "image",
     window: Tensor | None = None,
     image_variance: float = 0.0,
+    prepared: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normal equations of the least-squares step, for a loop of one's own.
 
@@ -149,8 +155,39 @@ def kernel_map_statistics(
         :func:`kernel_map_update`.
     """
     return _ops.kernel_map_statistics.default(
-        image, observation, window, list(kernel_size), domain, image_variance
+        image, observation, window, list(kernel_size), domain, image_variance, prepared
     )
+
+
+def kernel_map_prepare(
+    observation: Tensor,
+    kernel_size: tuple[int, int],
+    *,
+    domain: str = "image",
+    window: Tensor | None = None,
+) -> Tensor:
+    """Transform an observation once for many calls of :func:`kernel_map_update`.
+
+    Args:
+        observation: y, ``[B,C,H,W]``.
+        kernel_size: ``(kh, kw)`` of the kernels to come.
+        domain: as for :func:`kernel_map_update`.
+        window: as there.
+
+    Returns:
+        An opaque tensor for the argument ``prepared``, about twice the size of the observation's
+        fields; empty where nothing can be prepared, because the observation is periodic and its
+        sides are no good transform sizes.
+
+    >>> import torch, latentdem_ext as ext
+    >>> x, y = torch.rand(2, 1, 3, 64, 64)
+    >>> options = {"domain": "gradient"}
+    >>> prepared = ext.kernel_map_prepare(y, (9, 9), **options)
+    >>> lags, rhs = ext.kernel_map_statistics(x, y, (9, 9), prepared=prepared, **options)
+    >>> torch.allclose(rhs, ext.kernel_map_statistics(x, y, (9, 9), **options)[1], rtol=1e-4)
+    True
+    """
+    return _ops.kernel_map_prepare.default(observation, window, list(kernel_size), domain)
 
 
 def kernel_map_solve(
@@ -215,11 +252,20 @@ def _(
     kernel_size: list[int],
     domain: str,
     image_variance: float,
+    prepared: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     dtype = _compute_dtype(image, observation)
     kh, kw = kernel_size
     lags = image.new_empty([image.shape[0], 2 * kh - 1, 2 * kw - 1], dtype=dtype)
     return lags, image.new_empty([image.shape[0], kh, kw], dtype=dtype)
+
+
+@torch.library.register_fake("latentdem::kernel_map_prepare")
+def _(observation: Tensor, window: Tensor | None, kernel_size: list[int], domain: str) -> Tensor:
+    fields = observation.shape[1] * (2 if domain == "gradient" else 1)
+    values = torch.library.get_ctx().new_dynamic_size()
+    dtype = _compute_dtype(observation)
+    return observation.new_empty([observation.shape[0], fields, values], dtype=dtype)
 
 
 @torch.library.register_fake("latentdem::kernel_map_solve")
@@ -272,7 +318,7 @@ def _recenter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     from latentdem_ext.reference.kernel_map import recenter_kernel as reference
 
     (kernel,) = ctx.saved_tensors
-    _, pull_back = torch.func.vjp(lambda k: reference(k, subpixel=ctx.subpixel), kernel)
+    pull_back = torch.func.vjp(lambda k: reference(k, subpixel=ctx.subpixel), kernel)[1]
     return pull_back(grad)[0], None
 
 

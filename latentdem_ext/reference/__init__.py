@@ -12,6 +12,7 @@ from latentdem_ext.reference.blur import (
 from latentdem_ext.reference.deconv import richardson_lucy, wiener_deconv2d
 from latentdem_ext.reference.downsample import blur_downsample2d, blur_downsample2d_adjoint
 from latentdem_ext.reference.kernel_map import (
+    kernel_map_prepare,
     kernel_map_solve,
     kernel_map_statistics,
     kernel_map_update,
@@ -32,6 +33,7 @@ __all__ = [
     "blur_downsample2d",
     "blur_downsample2d_adjoint",
     "blur_gradients",
+    "kernel_map_prepare",
     "kernel_map_solve",
     "kernel_map_statistics",
     "kernel_map_update",

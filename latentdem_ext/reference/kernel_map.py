@@ -62,6 +62,7 @@ def kernel_map_statistics(
     domain: str = "image",
     window: Tensor | None = None,
     image_variance: float = 0.0,
+    prepared: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lags of the auto- and cross-correlation, one by one."""
     kh, kw = kernel_size
@@ -76,6 +77,18 @@ def kernel_map_statistics(
     noise = _noise_power(image, window, image_variance)
     lags = lags + noise[:, None, None] * _noise_lags(kh, kw, domain, image)
     return lags, torch.stack([torch.stack(row, -1) for row in cross], -2)
+
+
+def kernel_map_prepare(
+    observation: Tensor,
+    kernel_size: tuple[int, int],
+    *,
+    domain: str = "image",
+    window: Tensor | None = None,
+) -> Tensor:
+    """Nothing to prepare: an empty tensor."""
+    fields = _fields(observation, domain, window)
+    return fields.new_empty(*fields.shape[:2], 0)
 
 
 def kernel_map_solve(
@@ -142,6 +155,7 @@ def kernel_map_update(
     window: Tensor | None = None,
     image_variance: float = 0.0,
     solver_steps: int = 0,
+    prepared: Tensor | None = None,
 ) -> Tensor:
     """Half-quadratic splitting with exact least squares, or on the full grid with a crop."""
     alpha = noise_std**2 * penalty

@@ -2,6 +2,9 @@
 
 ``published``: every transform of image size is computed again in each iteration.
 ``rfft2 once``: real transforms, the image's and the observation's computed once.
+``ffts alone``: the eight real transforms of image size that any method needs: three channels of
+image and observation forward, the auto- and the cross-correlation back.
+``native, prepared``: the observation's transforms kept from an earlier call.
 """
 
 from __future__ import annotations
@@ -53,6 +56,17 @@ def rfft2_once(image: Tensor, observation: Tensor, start: Tensor) -> Tensor:
     return split
 
 
+def ffts_alone(image: Tensor, observation: Tensor) -> Tensor:
+    """Six forward transforms and two inverse ones."""
+    x, y = torch.fft.rfft2(image), torch.fft.rfft2(observation)
+    return torch.fft.irfft2(torch.stack([x[0, 0], y[0, 0]]), s=image.shape[-2:])
+
+
+def restricted_residual(image: Tensor, observation: Tensor, kernel: Tensor) -> float:
+    """``||k * x - y||`` relative to ``||y||``: what the restricted least squares minimise."""
+    return float((ext.blur_conv2d(image, kernel) - observation).norm() / observation.norm())
+
+
 def main() -> None:
     """Time all cases and store ``results/kernel_map.json``."""
     rows = []
@@ -63,7 +77,9 @@ def main() -> None:
         observation = ext.blur_conv2d(image, kernel)
         start = torch.full_like(kernel, 1 / k**2)
 
-        def native(image=image, observation=observation, start=start, exact=True):  # type: ignore[no-untyped-def]
+        prepared = ext.kernel_map_prepare(observation, (k, k))
+
+        def native(image=image, observation=observation, start=start, exact=True, ready=None):  # type: ignore[no-untyped-def]
             return ext.kernel_map_update(
                 image,
                 observation,
@@ -74,22 +90,41 @@ def main() -> None:
                 iterations=ITERATIONS,
                 prior="none",
                 support_exact=exact,
+                prepared=ready,
             )
 
         times = interleaved(
             {
                 "native, support exact": native,
+                "native, prepared": lambda native=native, p=prepared: native(ready=p),
                 "native, full grid": lambda native=native: native(exact=False),
                 "published": lambda: published(image, observation, start),  # noqa: B023
                 "rfft2 once": lambda: rfft2_once(image, observation, start),  # noqa: B023
+                "ffts alone": lambda: ffts_alone(image, observation),  # noqa: B023
             }
         )
+        noisy = observation + 0.02 * torch.randn(shape)
+        residuals = {
+            "support exact": restricted_residual(image, noisy, native(observation=noisy)),
+            "crop and clip": restricted_residual(
+                image, noisy, native(observation=noisy, exact=False)
+            ),
+            "true kernel": restricted_residual(image, noisy, kernel),
+        }
+        many = [t.expand(16, -1, -1, -1).contiguous() for t in (image, observation, start)]
+        batched = interleaved({"batch of 16": lambda native=native, m=many: native(*m)}, rounds=3)
         base = times["native, support exact"]
         rows.append(
             {
                 "case": f"{list(shape)}, kernel {k}, {ITERATIONS} iterations",
                 "milliseconds": times,
+                "relative_residuals": residuals,
                 "ratios": {
+                    "prepared: published / native": times["published"] / times["native, prepared"],
+                    "prepared: rfft2 once / native": times["rfft2 once"]
+                    / times["native, prepared"],
+                    "native / ffts alone": base / times["ffts alone"],
+                    "batch of 16 / 16 single": batched["batch of 16"] / (16 * base),
                     "published / native": times["published"] / base,
                     "rfft2 once / native": times["rfft2 once"] / base,
                 },

@@ -11,15 +11,12 @@ Peak memory is that of the second call in a process of its own, above what it he
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import interleaved, store
+from common import in_own_process, interleaved, peak_mebibytes, store
 from nerfacc.volrend import accumulate_along_rays, render_weight_from_density
 from torch import Tensor
 
@@ -109,29 +106,16 @@ CANDIDATES: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[int, ...]]]
 }
 
 
-def _high_water_mark() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def peak_in_this_process(case: str, candidate: str) -> float:
-    """MiB: Linux's high-water mark of resident memory, set back before the second call."""
+    """MiB above what the inputs hold."""
     inputs = scene(case)
     render, needed = CANDIDATES[candidate]
-    with_gradients(render, inputs, needed)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _high_water_mark()
-    with_gradients(render, inputs, needed)
-    return _high_water_mark() - before
+    return peak_mebibytes(lambda: with_gradients(render, inputs, needed))
 
 
 def peak(case: str, candidate: str) -> float:
     """The same, in a process of its own."""
-    command = [sys.executable, __file__, "--memory", candidate, "--case", case]
-    run = subprocess.run(
-        command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return float(run.stdout)
+    return in_own_process(__file__, "--memory", candidate, "--case", case)
 
 
 def main() -> None:

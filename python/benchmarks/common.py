@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,43 @@ def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int = 11) -> d
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def high_water_mark() -> float:
+    """MiB of resident memory at its highest (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def peak_mebibytes(function: Callable[[], Any]) -> float:
+    """MiB that a second call adds at its peak; meant for a process of its own."""
+    function()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = high_water_mark()
+    function()
+    return high_water_mark() - before
+
+
+def in_own_process(script: str, *arguments: str) -> float:
+    """The number that ``script`` prints."""
+    command = [sys.executable, script, *arguments]
+    run = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return float(run.stdout)
+
+
+def machine_limits() -> dict[str, float]:
+    """Measured copy bandwidth (read and write, GB/s) and matrix product rate (GFLOP/s)."""
+    source, product = torch.rand(1 << 26), torch.rand(1536, 1536)
+    target = torch.empty_like(source)
+    times = interleaved(
+        {"copy": lambda: target.copy_(source), "matmul": lambda: product @ product}, rounds=7
+    )
+    return {
+        "copy_gb_per_s": 2 * source.nbytes / times["copy"] / 1e6,
+        "matmul_gflop_per_s": 2 * 1536**3 / times["matmul"] / 1e6,
+    }
+
+
 def store(name: str, rows: list[dict[str, Any]]) -> None:
     """Write ``results/<name>.json`` and print a table."""
     document = {
@@ -37,11 +76,13 @@ def store(name: str, rows: list[dict[str, Any]]) -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "build": ext.build_info(),
+        "limits": machine_limits(),
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     for row in rows:
         figures = "  ".join(f"{k} {v:.2f} ms" for k, v in row["milliseconds"].items())
+        figures += "".join(f"  {k} {v:.1f} MiB" for k, v in row.get("peak_mebibytes", {}).items())
         ratios = "  ".join(f"{k} {v:.2f}x" for k, v in row["ratios"].items())
         print(f"{row['case']}: {figures}  |  {ratios}")

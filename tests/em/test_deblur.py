@@ -46,7 +46,7 @@ def test_result(blurred, method, boundary):
     assert float(result.kernel.sum()) == pytest.approx(1, abs=1e-5)
     assert result.kernel.min() >= 0
     assert len(result.history[0]) == 3
-    chains = 2 if method == "prox" else 1
+    chains = latentdem.em.settings.ProxSettings().chains if method == "prox" else 1
     assert result.report["network_evaluations"] == 3 * chains
     assert result.report["backward_passes"] == (3 if method == "paper" else 0)
     phases = result.report["seconds_by_phase"]

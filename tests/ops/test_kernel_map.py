@@ -152,14 +152,14 @@ def test_opcheck(domain):
     image, observation, kernel, window = problem(dtype=torch.float32)
     ops = torch.ops.latentdem
     torch.library.opcheck(
-        ops.kernel_map_statistics, (image, observation, window, [5, 4], domain, 0.1)
+        ops.kernel_map_statistics, (image, observation, window, [5, 4], domain, 0.1, None)
     )
     lags, rhs = ext.kernel_map_statistics(image, observation, (5, 4), domain=domain)
     torch.library.opcheck(ops.kernel_map_solve, (lags, rhs, kernel[:, 0], kernel[:, 0], 1.0, 3))
     for exact in (True, False):
         torch.library.opcheck(
             ops.kernel_map_update,
-            (image, observation, kernel, None, 0.1, 1e3, 1.0, 2, "l1", domain, exact, 0.0, 3),
+            (image, observation, kernel, None, 0.1, 1e3, 1.0, 2, "l1", domain, exact, 0.0, 3, None),
         )
 
 
@@ -249,3 +249,39 @@ def test_bad_arguments(change, text):
     } | change
     with pytest.raises(ValueError, match=text):
         ext.kernel_map_update(**arguments)
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("domain", ["image", "gradient"])
+@pytest.mark.parametrize("size", [(16, 20), (17, 13)])  # the second is transformed as it is
+def test_a_prepared_observation_changes_nothing(size, domain, windowed):
+    image, observation = torch.rand(2, 2, 3, *size)
+    kernel = torch.rand(2, 1, 5, 4)
+    window = torch.rand(1, 1, *size) if windowed else None
+    options = {"domain": domain, "window": window}
+    prepared = ext.kernel_map_prepare(observation, (5, 4), **options)
+    settings = {"noise_std": 0.1, "penalty": 1e3, "regularization": 0.1, "iterations": 2} | options
+    plain = ext.kernel_map_update(image, observation, kernel, **settings)
+    quick = ext.kernel_map_update(image, observation, kernel, prepared=prepared, **settings)
+    assert torch.equal(plain, quick)
+    statistics = ext.kernel_map_statistics(image, observation, (5, 4), **options)
+    again = ext.kernel_map_statistics(image, observation, (5, 4), prepared=prepared, **options)
+    for left, right in zip(statistics, again, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_prepared_for_something_else_is_refused():
+    image = torch.rand(1, 1, 16, 16)
+    prepared = ext.kernel_map_prepare(image, (3, 3))
+    with pytest.raises(ValueError, match="prepared must come from kernel_map_prepare with this"):
+        ext.kernel_map_statistics(image, image, (3, 3), domain="gradient", prepared=prepared)
+    with pytest.raises(ValueError, match="prepared must come from"):
+        ext.kernel_map_statistics(image.double(), image.double(), (3, 3), prepared=prepared)
+
+
+@pytest.mark.parametrize("size", [(16, 20), (17, 13)])
+def test_prepare_is_a_good_citizen(size):
+    observation = torch.rand(2, 3, *size)
+    torch.library.opcheck(
+        torch.ops.latentdem.kernel_map_prepare.default, (observation, None, [5, 4], "gradient")
+    )

@@ -36,10 +36,11 @@ def arguments(name):
         "blur_downsample2d_adjoint": (torch.rand(2, 3, 4, 4), kernel, "circular", 3, [12, 10]),
         "blur_data_term": (image, kernel, image, None, "circular"),
         "blur_gradients": (image, kernel, image, image, "replicate"),
-        "kernel_map_statistics": (image, image, None, [5, 4], "gradient", 0.1),
+        "kernel_map_statistics": (image, image, None, [5, 4], "gradient", 0.1, None),
+        "kernel_map_prepare": (image, None, [5, 4], "gradient"),
         "kernel_map_solve": (lags, rhs, kernel[:, 0], kernel[:, 0], 1.0, 2),
         "kernel_map_update": (
-            image, image, kernel, None, 0.1, 1e3, 1.0, 2, "l2", "image", True, 0.0, 3,
+            image, image, kernel, None, 0.1, 1e3, 1.0, 2, "l2", "image", True, 0.0, 3, None,
         ),
         "project_simplex": (kernel,),
         "recenter_kernel": (kernel, True),

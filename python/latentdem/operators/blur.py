@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -131,6 +132,12 @@ class BlurModel:
         height, width = self.observation.shape[-2:]
         return image[..., self.top : self.top + height, self.left : self.left + width]
 
+    @cached_property
+    def _prepared_grey(self) -> Tensor:
+        """The transforms of the grey observation that every M-step on edges needs."""
+        size = (self.kernel_size, self.kernel_size)
+        return ext.kernel_map_prepare(self.grey, size, domain="gradient", window=self.window)
+
     # Forward model ----------------------------------------------------------------------
 
     def simulate(self, image: Tensor, kernel: Tensor) -> Tensor:
@@ -197,6 +204,7 @@ class BlurModel:
             domain="gradient",
             window=self.window,
             solver_steps=25,
+            prepared=self._prepared_grey,
         )
         return _tidy(found) if float(found.sum()) > 0 else kernel
 

@@ -1,0 +1,53 @@
+"""A build for a newer processor shares no symbol that the linker could pick for an older one."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = sorted((ROOT / "build").glob("cmake-*/CMakeFiles/ldem_kernels_avx*.dir/**/*.o"))
+
+
+@pytest.mark.skipif(not OBJECTS, reason="no objects of this build (installed from a wheel)")
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda p: f"{p.parts[-4]}-{p.name}")
+def test_weak_symbols_belong_to_their_instruction_set(path):
+    isa = re.search(r"ldem_kernels_(avx\w+)\.dir", str(path))[1]
+    listing = subprocess.run(
+        ["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True
+    ).stdout
+    weak = [line for line in listing.splitlines() if re.match(r"\S+ [WVu] ", line)]
+    assert weak
+    foreign = [line for line in weak if f"isa_{isa}::" not in line]
+    assert not foreign, "\n".join(foreign)
+
+
+@pytest.mark.parametrize("isa", ["default", "avx2"])
+def test_every_instruction_set_gives_the_same_answer(isa):
+    """Run in a process of its own, because the choice is made once."""
+    program = """
+import torch, latentdem_ext as ext
+from latentdem_ext import reference
+torch.manual_seed(0)
+x, y = torch.rand(2, 2, 3, 30, 28).double()
+k = torch.rand(2, 1, 9, 10).double()
+for a, b in zip(ext.blur_gradients(x, k, y), reference.blur_gradients(x, k, y)):
+    torch.testing.assert_close(a, b)
+lags, cross = ext.kernel_map_statistics(x, y, (7, 6))
+torch.testing.assert_close((lags, cross), reference.kernel_map_statistics(x, y, (7, 6)))
+print(ext.build_info()["cpu_capability"])
+"""
+    environment = os.environ | {
+        "LATENTDEM_CPU_CAPABILITY": isa,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() in {isa, "default"}
