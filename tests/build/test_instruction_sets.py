@@ -23,7 +23,8 @@ def test_weak_symbols_belong_to_their_instruction_set(path):
     ).stdout
     weak = [line for line in listing.splitlines() if re.match(r"\S+ [WVu] ", line)]
     assert weak
-    foreign = [line for line in weak if f"isa_{isa}::" not in line]
+    # DW.ref: a pointer to the language's own exception handler.
+    foreign = [line for line in weak if f"isa_{isa}::" not in line and " DW.ref." not in line]
     assert not foreign, "\n".join(foreign)
 
 
@@ -44,7 +45,7 @@ print(ext.build_info()["cpu_capability"])
 """
     environment = os.environ | {
         "LATENTDEM_CPU_CAPABILITY": isa,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": str(ROOT),
     }
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
