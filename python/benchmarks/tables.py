@@ -53,6 +53,19 @@ def speed_table() -> str:
                 f"{label} {value:.1f} ms ({value / native:.1f}x)" for label, value in times.items()
             )
             lines.append(f"| {name} | {row['case']} | {native:.1f} ms | {others} |")
+    document = _load("blur")
+    if document is not None:
+        limits = document["limits"]
+        achieved = ", ".join(
+            f"{rates['gflop_per_s']:.0f} GFLOP/s and {rates['gb_per_s']:.1f} GB/s"
+            for rates in (row["achieved"] for row in document["rows"])
+        )
+        lines += [
+            "",
+            f"Achieved by the three blur cases: {achieved}; by a matrix product on that machine "
+            f"{limits['matmul_gflop_per_s']:.0f} GFLOP/s, by a copy "
+            f"{limits['copy_gb_per_s']:.1f} GB/s.",
+        ]
     return "\n".join(lines)
 
 
