@@ -290,7 +290,7 @@ def train_kernel_prior(
     """Train the plug-and-play denoiser of blur kernels.
 
     First on synthetic kernels with synthetic damage, then on what the method itself, with that
-    first denoiser and the packaged image prior, answers on training photographs (about 20 s a
+    first denoiser and the packaged image prior, answers on training photographs (half a minute a
     shard). Killed or stopped, the same command goes on where it was.
     """
     from latentdem.training.packaged import make_kernel_prior

@@ -7,7 +7,6 @@ the first estimate and at every step of EM, is kept with the truth.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,16 +101,14 @@ def collect_answers(
     """Write ``shards`` files of answers on the photographs of ``split`` to ``folder``.
 
     A shard depends on its number alone and files that exist are kept, so that a killed
-    collection goes on, and two processes may share the work.
+    collection goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = load_images(data, split)
     for shard in track(range(shards), f"collecting answers ({split})"):
         path = folder / f"{split}-{shard:04d}.safetensors"
-        claim = path.with_suffix(".claim")
-        if path.exists() or _is_claimed(claim):
+        if path.exists():
             continue
-        claim.write_text(str(os.getpid()))
         rng = np.random.default_rng([shard, split == "train"])
         samplers = [CropSampler(images, crop, seed=1000 + shard) for crop in CROPS]
         found: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -127,16 +124,6 @@ def collect_answers(
         partial = path.with_suffix(".partial")
         save_file(tensors, partial)
         partial.replace(path)
-        claim.unlink()
-
-
-def _is_claimed(claim: Path) -> bool:
-    """Whether another process that still runs works on a shard."""
-    try:
-        os.kill(int(claim.read_text()), 0)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def load_answers(folder: Path, split: str) -> dict[int, Answers]:
