@@ -121,19 +121,28 @@ struct Blur {
   at::Tensor extend(const at::Tensor& image) const {
     if (!s.keeps_size()) return image;
     auto out = at::empty({s.batch, s.channels, s.extended_height(), s.extended_width()}, options);
-    extend_cpu<T>(s, image.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+    extend_cpu<T>(s, image.const_data_ptr<T>(), out.template mutable_data_ptr<T>());
     return out;
   }
 
   at::Tensor fold(const at::Tensor& extended) const {
     if (!s.keeps_size()) return extended;
     auto out = at::empty({s.batch, s.channels, s.height, s.width}, options);
-    fold_cpu<T>(s, extended.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+    fold_cpu<T>(s, extended.const_data_ptr<T>(), out.template mutable_data_ptr<T>());
     return out;
   }
 
+  at::Tensor on_grid(const at::Tensor& image) const {
+    return wraps_in_place(s) ? image : extend(image);
+  }
+
+  at::Tensor empty_kernel() const {
+    return at::empty({s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width},
+                     options);
+  }
+
   at::Tensor image_spectrum(const at::Tensor& image, const SpectralGrid& g) const {
-    return forward_fft(wraps_in_place(s) ? image : extend(image), g);
+    return forward_fft(on_grid(image), g);
   }
 
   at::Tensor kernel_spectrum(const at::Tensor& kernel, const SpectralGrid& g) const {
@@ -154,9 +163,9 @@ struct Blur {
   at::Tensor kernel_from_spectrum(const at::Tensor& spectrum, const SpectralGrid& g) const {
     const int64_t count = s.kernel_batch() * s.kernel_channels();
     auto field = inverse_fft(spectrum, g).contiguous();
-    auto out = at::empty({s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width},
-                         options);
-    gather_kernel_cpu<T>(s, g, count, field.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+    auto out = empty_kernel();
+    gather_kernel_cpu<T>(s, g, count, field.const_data_ptr<T>(),
+                         out.template mutable_data_ptr<T>());
     return out;
   }
 
@@ -189,10 +198,6 @@ struct Blur {
     return p;
   }
 
-  at::Tensor on_grid(const at::Tensor& image) const {
-    return wraps_in_place(s) ? image : extend(image);
-  }
-
   at::Tensor off_grid(const at::Tensor& image) const {
     return wraps_in_place(s) ? image : fold(image);
   }
@@ -209,11 +214,6 @@ struct Blur {
     p.output_columns = output.size(3);
   }
 
-  at::Tensor empty_kernel() const {
-    return at::empty({s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width},
-                     options);
-  }
-
   // k * x from an image that is extended already.
   at::Tensor blur_extended(const at::Tensor& extended, const at::Tensor& kernel) const {
     auto out = at::empty(output_size(s), options);
@@ -228,7 +228,7 @@ struct Blur {
     if (use_direct(s)) {
       auto out = at::empty(output_size(s), options);
       convolve_cpu<T>(s, extend(image).template const_data_ptr<T>(), kernel.const_data_ptr<T>(),
-                      out.mutable_data_ptr<T>());
+                      out.template mutable_data_ptr<T>());
       return out;
     }
     return blur_extended(on_grid(image), kernel);
@@ -251,10 +251,9 @@ struct Blur {
 
   at::Tensor kernel_adjoint(const at::Tensor& image, const at::Tensor& residual) const {
     if (use_direct(s)) {
-      auto out = at::empty({s.kernel_batch(), s.kernel_channels(), s.kernel_height, s.kernel_width},
-                           options);
+      auto out = empty_kernel();
       convolve_kernel_cpu<T>(s, extend(image).template const_data_ptr<T>(),
-                             residual.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+                             residual.const_data_ptr<T>(), out.template mutable_data_ptr<T>());
       return out;
     }
     const auto extended = on_grid(image);
@@ -279,7 +278,7 @@ struct Blur {
       p.mask_stride_c = mask.size(1) == 1 ? 0 : 1;
       p.mask_stride_b = mask.size(0) == 1 ? 0 : mask.size(1);
     }
-    p.residual = out.mutable_data_ptr<T>();
+    p.residual = out.template mutable_data_ptr<T>();
     p.loss = loss.mutable_data_ptr<T>();
     residual_cpu<T>(s, p);
     return out;

@@ -61,4 +61,14 @@ void parallel_tasks(int64_t count, const Body& body) {
   for (int64_t task = 0; task < count; ++task) body(task);
 }
 
+// Calls body(plane, row) for all rows of all planes, on threads if there is enough to do.
+template <class Body>
+void for_each_row(int64_t planes, int64_t rows, int64_t columns, const Body& body) {
+  constexpr int64_t kElements = 1 << 14;  // worth a thread
+  parallel_for(planes * rows, kElements / std::max<int64_t>(columns, 1) + 1,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t item = begin; item < end; ++item) body(item / rows, item % rows);
+               });
+}
+
 }  // namespace latentdem

@@ -11,15 +11,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements worth a thread
 
-// Calls body(plane, row) for all rows of all planes.
-template <class Body>
-void for_each_row(int64_t planes, int64_t rows, int64_t columns, const Body& body) {
-  parallel_for(planes * rows, kGrain / std::max<int64_t>(columns, 1) + 1,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t item = begin; item < end; ++item) body(item / rows, item % rows);
-               });
-}
-
 template <class T>
 const Complex<T>* kernel_row(const BlurShape& s, const SpectralGrid& g, const WienerParams<T>& p,
                              int64_t plane, int64_t y) {

@@ -7,17 +7,13 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/wrap.h"
 #include "kernel_map/kernel_map.h"
 
 namespace latentdem {
 namespace {
 
 constexpr int64_t kGrain = 1 << 14;
-
-int64_t wrap(int64_t i, int64_t n) {
-  const int64_t r = i % n;
-  return r < 0 ? r + n : r;
-}
 
 }  // namespace
 
@@ -96,8 +92,9 @@ void gather_wrapped_cpu(int64_t planes, int64_t n, int64_t m, int64_t rows, int6
                         int64_t oy, int64_t ox, const T* in, T* out) {
   for (int64_t p = 0; p < planes; ++p)
     for (int64_t i = 0; i < rows; ++i) {
-      const T* row = in + (p * n + wrap(i - oy, n)) * m;
-      for (int64_t j = 0; j < cols; ++j) out[(p * rows + i) * cols + j] = row[wrap(j - ox, m)];
+      const T* row = in + (p * n + wrap_index(i - oy, n)) * m;
+      for (int64_t j = 0; j < cols; ++j)
+        out[(p * rows + i) * cols + j] = row[wrap_index(j - ox, m)];
     }
 }
 
@@ -107,8 +104,9 @@ void scatter_wrapped_cpu(int64_t planes, int64_t n, int64_t m, int64_t rows, int
   std::fill(out, out + planes * n * m, T(0));
   for (int64_t p = 0; p < planes; ++p)
     for (int64_t i = 0; i < rows; ++i) {
-      T* row = out + (p * n + wrap(i - oy, n)) * m;
-      for (int64_t j = 0; j < cols; ++j) row[wrap(j - ox, m)] += in[(p * rows + i) * cols + j];
+      T* row = out + (p * n + wrap_index(i - oy, n)) * m;
+      for (int64_t j = 0; j < cols; ++j)
+        row[wrap_index(j - ox, m)] += in[(p * rows + i) * cols + j];
     }
 }
 

@@ -1,6 +1,7 @@
 // The spectral parts on the CPU; compiled once per instruction set (see common/isa.h).
 #include "common/fft.h"
 #include "common/parallel.h"
+#include "common/wrap.h"
 #include "kernel_map/kernel_map_spectral.h"
 
 namespace latentdem {
@@ -15,17 +16,12 @@ struct Scratch {
   explicit Scratch(const RealGrid<T>& grid) : a(grid.scratch_size()), b(grid.scratch_size()) {}
 };
 
-int64_t wrap(int64_t i, int64_t n) {
-  const int64_t r = i % n;
-  return r < 0 ? r + n : r;
-}
-
 // Whether a block of columns holds any of those that an array of `columns` starting at
 // column -origin of the grid, wrapped round, covers.
 template <class T>
 bool covers(const RealGrid<T>& grid, int64_t block, int64_t columns, int64_t origin) {
   for (int64_t i = 0; i < kLanes<T>; ++i)
-    if (wrap(block * kLanes<T> + i + origin, grid.m) < columns) return true;
+    if (wrap_index(block * kLanes<T> + i + origin, grid.m) < columns) return true;
   return false;
 }
 
@@ -119,9 +115,9 @@ class Correlator {
       const Scratch<T> scratch(grid_);
       const auto store = [&](int64_t y, int64_t x, int64_t count, Vec<T> values) {
         // A lag that a small grid wraps onto another is that other one.
-        for (int64_t i = wrap(y + origin_y, p_.n); i < rows; i += p_.n)
+        for (int64_t i = wrap_index(y + origin_y, p_.n); i < rows; i += p_.n)
           for (int64_t lane = 0; lane < count; ++lane)
-            for (int64_t j = wrap(x + lane + origin_x, p_.m); j < columns; j += p_.m)
+            for (int64_t j = wrap_index(x + lane + origin_x, p_.m); j < columns; j += p_.m)
               out[i * columns + j] = values[lane] * scale;
       };
       for (int64_t block = begin; block < end; ++block)
@@ -172,10 +168,10 @@ class SupportSolver {
     const Scratch<T> scratch(whole);
     const auto load = [&](int64_t y, int64_t x, int64_t count) {
       Vec<T> values{};
-      const int64_t i = wrap(y + p_.kernel_height - 1, p_.n);
+      const int64_t i = wrap_index(y + p_.kernel_height - 1, p_.n);
       if (i >= rows) return values;
       for (int64_t lane = 0; lane < count; ++lane) {
-        const int64_t j = wrap(x + lane + p_.kernel_width - 1, p_.m);
+        const int64_t j = wrap_index(x + lane + p_.kernel_width - 1, p_.m);
         if (j < columns) values[lane] = lags[i * columns + j];
       }
       return values;

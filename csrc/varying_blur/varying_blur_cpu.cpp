@@ -12,16 +12,6 @@
 namespace latentdem {
 namespace {
 
-constexpr int64_t kGrain = 1 << 14;  // elements worth a thread
-
-template <class Body>
-void for_each_row(int64_t planes, int64_t rows, int64_t columns, const Body& body) {
-  parallel_for(planes * rows, kGrain / std::max<int64_t>(columns, 1) + 1,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t item = begin; item < end; ++item) body(item / rows, item % rows);
-               });
-}
-
 struct Interval {
   int64_t start, size;
 };

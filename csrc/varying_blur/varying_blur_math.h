@@ -8,6 +8,7 @@
 
 #include "blur/blur_math.h"
 #include "common/macros.h"
+#include "common/wrap.h"
 
 namespace latentdem {
 
@@ -16,11 +17,6 @@ namespace latentdem {
 struct PatchBox {
   int64_t top, left, height, width;
 };
-
-LATENTDEM_HD int64_t wrap_index(int64_t i, int64_t n) {
-  const int64_t rest = i % n;
-  return rest < 0 ? rest + n : rest;
-}
 
 // The image row (or column) behind source row `i` of a box.
 LATENTDEM_HD int64_t patch_source(int64_t i, int64_t n, Boundary boundary) {

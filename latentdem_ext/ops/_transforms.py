@@ -23,11 +23,7 @@ def differentiable(
 ) -> None:
     """Register the derivative of ``latentdem::name`` for autograd and for ``torch.func``."""
     operator = getattr(torch.ops.latentdem, name).default
-    torch.library.register_autograd(
-        f"latentdem::{name}",
-        backward,
-        setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output),
-    )
+    torch.library.register_autograd(f"latentdem::{name}", backward, setup_context=setup_context)
     _functions[operator] = type(
         name,
         (torch.autograd.Function,),
