@@ -8,7 +8,7 @@ import torch
 import latentdem_ext as ext
 from latentdem.metrics import maximum_normalized_correlation
 from latentdem.operators.blur import BlurModel, EdgeStepSettings, MStepSettings
-from latentdem.operators.edges import l0_deconvolution
+from latentdem.operators.edges import l0_deconvolution, smooth_total_variation
 from latentdem.operators.initialization import estimate_kernel, kernel_sizes
 from latentdem.operators.motion import random_motion_kernel
 
@@ -138,3 +138,20 @@ def test_l0_smoothing_keeps_edges_and_drops_texture():
     smooth = l0_deconvolution(textured, None, weight=0.02)
     assert (smooth - step).abs().max() < 0.05
     assert (smooth - step).norm() < 0.5 * (textured - step).norm()
+
+
+def test_total_variation_drops_ripples_and_keeps_edges():
+    sharp = scene()
+    ripples = 0.02 * (-1.0) ** torch.arange(96)
+    smooth = smooth_total_variation(torch.cat([sharp + ripples, sharp]), 0.03)
+    assert smooth.shape == (2, 3, 96, 96) and smooth.dtype == torch.float32
+    assert (smooth[:1] - sharp).abs().median() < 0.005
+    edges = sharp.diff(dim=-1).abs() > 0.2
+    assert smooth[1:].diff(dim=-1).abs()[edges].min() > 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3)])
+def test_total_variation_of_the_smallest_images(size):
+    image = torch.rand(1, 3, *size)
+    smooth = smooth_total_variation(image, 0.01)
+    assert smooth.shape == image.shape and torch.isfinite(smooth).all()

@@ -26,12 +26,15 @@ class ProxSettings:
     """Share of new noise, against the predicted one, when going to the next level."""
     imputations: int = 3
     """Passes that fill in the unobserved margin of the canvas."""
+    total_variation: float = 0.012
+    """Weight of the total variation that the last image is smoothed with; 0: as it is."""
     m_step: EdgeStepSettings = field(default_factory=EdgeStepSettings)
 
     def __post_init__(self) -> None:
         _check(self.steps > 0, "steps must be positive", self.steps)
         _check(self.chains > 0, "chains must be positive", self.chains)
         _check(0 < self.start < 1, "start must lie between 0 and 1", self.start)
+        _check(self.total_variation >= 0, "total_variation must be >= 0", self.total_variation)
 
 
 @dataclass(frozen=True)

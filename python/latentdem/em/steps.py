@@ -13,6 +13,7 @@ import latentdem_ext as ext
 from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.edges import smooth_total_variation
 from latentdem.operators.initialization import estimate_kernel
 from latentdem.priors.latent import LatentPrior
 
@@ -87,6 +88,7 @@ def run_prox(
     3. M-step: kernel from the salient edges of x*, averaged over the chains
     4. z* = z_0 + E(x*) - E(x_hat), and
        z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
+    5. after the last level: total variation takes what the inverse of the blur amplified
     """
     blind = kernel is None
     clock = time.perf_counter()
@@ -138,6 +140,10 @@ def run_prox(
         noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
         z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
         state.lap("encoder", clock)
+    if settings.total_variation > 0:
+        clock = time.perf_counter()
+        state.image = smooth_total_variation(state.image, settings.total_variation)
+        state.lap("finish", clock)
     return state
 
 

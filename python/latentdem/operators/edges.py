@@ -1,4 +1,4 @@
-"""Salient edges: the L0 gradient prior that the kernel's least squares are fed with.
+"""Edges kept, ripples not: the L0 prior that the kernel is fitted under, and total variation.
 
 Source: the unnatural L0 representation of Xu, Zheng and Jia (CVPR 2013), with the optimisation of
 Pan, Hu, Su and Yang (CVPR 2014).  A picture of few, strong edges is a poor photograph, but its
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
 
 
@@ -50,3 +51,18 @@ def l0_deconvolution(
         x = torch.fft.irfft2(spectrum, s=size)
         beta *= 2
     return x
+
+
+def smooth_total_variation(image: Tensor, weight: float) -> Tensor:
+    """``argmin_x ||x - image||^2 / 2 + weight ||grad x||_1``, each channel by itself.
+
+    Source: Rudin, Osher and Fatemi (1992), solved by scikit-image with Chambolle's method (2004).
+
+    Args:
+        image: ``[B,C,H,W]`` in [0, 1].
+        weight: in the image's units: ripples of a lower height and one pixel's width go.
+    """
+    smooth = [
+        denoise_tv_chambolle(each.double().numpy(), weight=weight, channel_axis=0) for each in image
+    ]
+    return torch.stack([torch.from_numpy(each) for each in smooth]).to(image)
