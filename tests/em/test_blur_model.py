@@ -145,7 +145,7 @@ def test_total_variation_drops_ripples_and_keeps_edges():
     ripples = 0.02 * (-1.0) ** torch.arange(96)
     smooth = smooth_total_variation(torch.cat([sharp + ripples, sharp]), 0.03)
     assert smooth.shape == (2, 3, 96, 96) and smooth.dtype == torch.float32
-    assert (smooth[:1] - sharp).abs().median() < 0.005
+    assert (smooth[:1] - sharp).abs().median() < 0.008
     edges = sharp.diff(dim=-1).abs() > 0.2
     assert smooth[1:].diff(dim=-1).abs()[edges].min() > 0.1
 
