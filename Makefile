@@ -56,6 +56,7 @@ bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_kernel_map.py
 	$(BIN)/python python/benchmarks/bench_volume_render.py
 	$(BIN)/python python/benchmarks/bench_scaling.py
+	$(BIN)/python python/benchmarks/bench_roofline.py
 	$(BIN)/python python/benchmarks/plots.py
 	$(BIN)/python python/benchmarks/tables.py
 
