@@ -1,6 +1,8 @@
 # One place for every command. The torch version is pinned here, once; override it with
 #   make test TORCH=torch==2.12.0
 TORCH ?= torch==2.13.0
+# Tested without its dependencies: torchvision's wheel does not load beside every build of torch.
+DEEPINV ?= deepinv==0.5.0
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,6 +21,7 @@ $(VENV)/.dependencies: Makefile pyproject.toml
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "$(DEEPINV)"
 	touch $@
 
 build: $(VENV)/.installed  ## Build the native module and install everything into .venv
@@ -53,6 +56,7 @@ bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_kernel_map.py
 	$(BIN)/python python/benchmarks/bench_volume_render.py
 	$(BIN)/python python/benchmarks/bench_scaling.py
+	$(BIN)/python python/benchmarks/bench_roofline.py
 	$(BIN)/python python/benchmarks/plots.py
 	$(BIN)/python python/benchmarks/tables.py
 

@@ -1,9 +1,17 @@
-"""Rules of the suite: seeded, isolated, warnings are errors, CUDA is never skipped silently."""
+"""Rules of the suite: seeded, isolated, warnings are errors, CUDA is never skipped silently.
+
+Hypothesis draws the same examples every time; ``LATENTDEM_EXPLORE=1`` draws others.
+"""
 
 import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("explore" if os.environ.get("LATENTDEM_EXPLORE") == "1" else "fixed")
 
 
 def pytest_configure(config):

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem_ext.ops._transforms import call, differentiable
+
 _ops = torch.ops.latentdem
 
 
@@ -87,7 +89,8 @@ def volume_render(
     """
     if background is not None and background.shape != (3,):
         raise ValueError(f"background must have shape [3], found {list(background.shape)}")
-    rendered, opacity, depth = _ops.volume_render.default(
+    rendered, opacity, depth = call(
+        _ops.volume_render.default,
         density,
         color,
         camera_to_world,
@@ -158,8 +161,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad
-    found = _ops.volume_render_backward(
-        *grads, *ctx.saved_tensors, *ctx.settings, needs[0], needs[1], needs[2] or needs[3]
+    found = call(
+        _ops.volume_render_backward.default,
+        *grads,
+        *ctx.saved_tensors,
+        *ctx.settings,
+        needs[0],
+        needs[1],
+        needs[2] or needs[3],
     )
     wanted = [grad if need else None for grad, need in zip(found, needs[:4], strict=True)]
     return *wanted, None, None, None, None, None
@@ -173,7 +182,5 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> Any:
     raise NotImplementedError("volume_render can be differentiated once, not twice")
 
 
-torch.library.register_autograd("latentdem::volume_render", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "latentdem::volume_render_backward", _no_second_derivative, setup_context=_no_setup
-)
+differentiable("volume_render", _backward, _setup)
+differentiable("volume_render_backward", _no_second_derivative, _no_setup)

@@ -1,4 +1,4 @@
-"""Rewrite the tables between the markers of README.md from ``results/*.json``.
+"""Rewrite the tables between the markers of the documents from ``results/*.json``.
 
 ``--check`` only compares, for the tests.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _load(name: str) -> dict[str, Any] | None:
@@ -69,23 +69,81 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
-def render(text: str) -> str:
-    """README with fresh tables."""
-    for name, table in (("quality", quality_table()), ("speed", speed_table())):
+def roofline_table() -> str:
+    """Each kernel beside the least time that its operations and its bytes would take."""
+    document = _load("roofline")
+    if document is None:
+        return ""
+    product = document["limits"]["matmul_gflop_per_s"]
+    copy = document["limits"]["copy_gb_per_s"]
+    lines = [
+        "| kernel | case | time | operations | bytes | FLOP / byte | GFLOP/s | GB/s "
+        "| nearer limit | least time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in document["rows"]:
+        seconds = row["milliseconds"]["native"] / 1e3
+        flop, moved = row["flop"], row["bytes"]
+        rate, width = flop / seconds / 1e9, moved / seconds / 1e9
+        bounds = {"arithmetic": flop / product / 1e6, "memory": moved / copy / 1e6}
+        limit = max(bounds, key=lambda name: bounds[name])
+        lines.append(
+            f"| {row['kernel']} | {row['case']} | {seconds * 1e3:.1f} ms | {flop / 1e6:.0f} MFLOP "
+            f"| {moved / 1e6:.1f} MB | {flop / moved:.1f} | {rate:.1f} ({rate / product:.0%}) "
+            f"| {width:.1f} ({width / copy:.0%}) | {limit} | {bounds[limit]:.1f} ms |"
+        )
+    lines += [
+        "",
+        f"In brackets: of a matrix product, {product:.0f} GFLOP/s, and of a copy, {copy:.1f} GB/s, "
+        f"in the same run ({document['threads']} threads, {document['build']['cpu_capability']}).",
+    ]
+    return "\n".join(lines)
+
+
+def transforms_table() -> str:
+    """Whole operators beside torch's bare transforms."""
+    lines = ["| operator | case | whole operator | torch's transforms alone |", "|---|---|---|---|"]
+    for name, operator in (("blur", "blur_gradients"), ("kernel_map", "kernel_map_update")):
+        document = _load(name)
+        for row in document["rows"] if document else []:
+            times = row["milliseconds"]
+            native, bare = next(iter(times.values())), times["ffts alone"]
+            lines.append(
+                f"| `{operator}` | {row['case']} | {native:.1f} ms "
+                f"| {bare:.1f} ms ({bare / native:.2f}x) |"
+            )
+    return "\n".join(lines)
+
+
+DOCUMENTS = {
+    ROOT / "README.md": {"quality": quality_table, "speed": speed_table},
+    ROOT / "latentdem_ext" / "PERFORMANCE.md": {
+        "roofline": roofline_table,
+        "transforms": transforms_table,
+    },
+}
+
+
+def render(document: Path) -> str:
+    """Text of a document with fresh tables."""
+    text = document.read_text()
+    for name, table in DOCUMENTS[document].items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+        fresh = table()
+        text, count = re.subn(pattern, lambda m, t=fresh: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"README.md has no <!-- {name} --> markers")
+            raise SystemExit(f"{document.name} has no <!-- {name} --> markers")
     return text
 
 
 def main() -> None:
     """Rewrite, or with ``--check`` compare."""
-    text = README.read_text()
-    fresh = render(text)
-    if "--check" in sys.argv:
-        raise SystemExit(0 if fresh == text else "README.md is stale: run tables.py")
-    README.write_text(fresh)
+    for document in DOCUMENTS:
+        fresh = render(document)
+        if "--check" not in sys.argv:
+            document.write_text(fresh)
+        elif fresh != document.read_text():
+            raise SystemExit(f"{document.name} is stale: run tables.py")
 
 
 if __name__ == "__main__":

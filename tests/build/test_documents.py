@@ -1,4 +1,4 @@
-"""README's figures come from the stored results, and its commands exist."""
+"""The documents' figures come from the stored results, and their commands exist."""
 
 import re
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 import latentdem_ext as ext
 
 ROOT = Path(__file__).resolve().parents[2]
+PERFORMANCE = ROOT / "latentdem_ext" / "PERFORMANCE.md"
+DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "csrc/README.md", ROOT / "python/README.md", PERFORMANCE]
 
 
 def test_tables_are_fresh():
@@ -18,9 +20,9 @@ def test_tables_are_fresh():
 
 def test_make_targets_named_in_documents_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        for target in re.findall(r"\bmake ([a-z-]+)[`\s]", (ROOT / name).read_text()):
-            assert target in targets, f"{name}: make {target}"
+    for document in DOCUMENTS:
+        for target in re.findall(r"(?:`|\$ )make ([a-z-]+)[`\s]", document.read_text()):
+            assert target in targets, f"{document.name}: make {target}"
 
 
 def test_one_version():
@@ -30,7 +32,34 @@ def test_one_version():
 
 
 def test_links_in_documents_lead_somewhere():
-    for document in [*ROOT.glob("*.md"), ROOT / "csrc/README.md", ROOT / "python/README.md"]:
+    for document in DOCUMENTS:
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if not link.startswith("http"):
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_performance_is_told_without_typed_figures():
+    """Measured numbers go stale in prose; those between the markers are made."""
+    prose = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", PERFORMANCE.read_text(), flags=re.S)
+    unit = r"(?:%|x\b|\s?(?:ms|s|[GM]i?B|[GM]FLOP|GB/s|times|percent)\b)"
+    assert not re.findall(rf"\d(?:\.\d+)?{unit}", prose)
+    assert re.findall(rf"\d(?:\.\d+)?{unit}", "3.5 ms, 12 GB/s, 7% and 2.1x") == [
+        "3.5 ms",
+        "2 GB",
+        "7%",
+        "2.1x",
+    ]
+
+
+def test_every_hot_kernel_has_its_bounds():
+    table = PERFORMANCE.read_text().split("<!-- roofline -->")[1].split("<!-- /roofline -->")[0]
+    for kernel in (
+        "`blur_gradients`",
+        "`blur_conv2d`, direct",
+        "`blur_conv2d`, spectral",
+        "`kernel_map_update`",
+        "`wiener_deconv2d`",
+        "`volume_render`, forward",
+        "`volume_render`, backward",
+    ):
+        assert kernel in table

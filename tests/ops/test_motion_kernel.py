@@ -135,6 +135,70 @@ def test_gaussian_quadrature_meets_the_closed_form():
     )
 
 
+MAKERS = {
+    "stroke": lambda size, center: ext.linear_motion_kernel(
+        size, torch.tensor([0.6, 3.7]), 0.6, center=center, dtype=torch.float64
+    ),
+    "disc": lambda size, center: ext.defocus_kernel(
+        size, torch.tensor([0.4, 2.3]), center=center, dtype=torch.float64
+    ),
+    "gaussian": lambda size, center: ext.gaussian_kernel(
+        size, torch.tensor([0.3, 0.8]), center=center, dtype=torch.float64
+    ),
+    "path": lambda size, center: rasterize_path(
+        torch.tensor([[-1.5, 0.2], [0.4, 1.3], [2.0, -1.0]]).double()
+        + torch.tensor(center, dtype=torch.float64),
+        size,
+    )[None, None],
+}
+makers = st.sampled_from(sorted(MAKERS))
+
+
+@settings(max_examples=60)
+@given(maker=makers, size=st.integers(17, 24), center=centers, data=st.data())
+def test_a_shift_moves_the_kernel(maker, size, center, data):
+    """By whole pixels every tap moves; in between the centre of mass follows, never backwards."""
+    whole = data.draw(st.tuples(st.integers(-3, 3), st.integers(-3, 3)))
+    there = (center[0] + whole[0], center[1] + whole[1])
+    here = MAKERS[maker](size, center)
+    assert here.min() >= 0
+    torch.testing.assert_close(here.sum((-2, -1)), torch.ones_like(here[..., 0, 0]))
+    moved = MAKERS[maker](size, there)
+    # A gaussian is cut by the support, elsewhere in a different place.
+    torch.testing.assert_close(here.roll(whole, (-2, -1)), moved, rtol=0, atol=1e-8)
+    step = data.draw(st.floats(0, 0.9))
+    further = MAKERS[maker](size, (center[0] + step, center[1]))
+    for a, b in zip(here[:, 0], further[:, 0], strict=True):
+        assert centroid(b)[0] >= centroid(a)[0] - 1e-9
+        assert centroid(b)[1] == pytest.approx(centroid(a)[1], abs=1e-9)
+
+
+@settings(max_examples=30)
+@given(center=centers, sigma=st.floats(0.7, 1.5), length=st.integers(1, 6))
+def test_centre_of_mass_of_a_subpixel_shift(center, sigma, length):
+    """It follows exactly where the shape leaves nothing for the pixel grid to alias."""
+    gaussian = ext.gaussian_kernel(25, sigma, center=center, dtype=torch.float64)[0, 0]
+    aliased = math.exp(-2 * (math.pi * sigma) ** 2) / math.pi
+    assert centroid(gaussian) == pytest.approx(center, abs=1.01 * aliased + 1e-9)
+    stroke = ext.linear_motion_kernel(13, length, 0.0, center=center, dtype=torch.float64)[0, 0]
+    assert centroid(stroke)[1] == pytest.approx(center[1], abs=1e-9)
+
+
+@settings(max_examples=25)
+@given(size=st.integers(3, 30), batch=st.integers(1, 4), seed=st.integers(0, 2**31))
+def test_camera_shake_is_decided_by_its_generator(size, batch, seed):
+    first, again = (torch.Generator().manual_seed(seed) for _ in range(2))
+    one = ext.camera_shake_kernel(size, batch, generator=first, dtype=torch.float64)
+    state = torch.random.get_rng_state()
+    two = ext.camera_shake_kernel(size, batch, generator=again, dtype=torch.float64)
+    assert torch.equal(one, two)
+    assert torch.equal(torch.random.get_rng_state(), state)  # nobody else's random numbers
+    assert torch.equal(first.get_state(), again.get_state())
+    later = ext.camera_shake_kernel(size, batch, generator=first, dtype=torch.float64)
+    assert not torch.equal(one, later)
+    assert (one.sum((-2, -1)) - 1).abs().max() < 1e-12
+
+
 def test_dtype_and_dwell():
     assert shake(dtype=torch.float16).dtype == torch.float16
     points = torch.tensor([[0.0, -1.0], [0.0, 0.0], [0.0, 1.0]])
