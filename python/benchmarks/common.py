@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import torch
 import latentdem_ext as ext
 
 RESULTS = Path(__file__).resolve().parent / "results"
+LOAD_BEFORE = os.getloadavg()[0]  # other work, which makes the figures worse
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int = 11) -> dict[str, float]:
@@ -74,6 +76,7 @@ def store(name: str, rows: list[dict[str, Any]]) -> None:
     document = {
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "load_before": LOAD_BEFORE,
         "torch": torch.__version__,
         "build": ext.build_info(),
         "limits": machine_limits(),

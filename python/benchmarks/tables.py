@@ -97,6 +97,13 @@ def roofline_table() -> str:
         f"In brackets: of a matrix product, {product:.0f} GFLOP/s, and of a copy, {copy:.1f} GB/s, "
         f"in the same run ({document['threads']} threads, {document['build']['cpu_capability']}).",
     ]
+    if document["load_before"] > 0.5:
+        lines += [
+            "",
+            f"**Measured beside other work (load {document['load_before']:.1f} before the start): "
+            "these times and shares are worse than the kernels'. `make bench` on a quiet machine "
+            "replaces them.**",
+        ]
     return "\n".join(lines)
 
 
