@@ -1,0 +1,16 @@
+// The CUDA implementation of the operators in library.cpp.
+#include <torch/library.h>
+
+#include "bindings/api_cuda.h"
+
+namespace latentdem {
+namespace cuda {
+
+void implement(torch::Library& library) { library.impl("blur_conv2d", blur_conv2d); }
+
+}  // namespace cuda
+}  // namespace latentdem
+
+#if !defined(LATENTDEM_CUDA_EMULATION)
+TORCH_LIBRARY_IMPL(latentdem, CUDA, m) { latentdem::cuda::implement(m); }
+#endif
