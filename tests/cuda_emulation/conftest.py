@@ -7,8 +7,8 @@ def emulator():
     return Emulated()
 
 
-@pytest.fixture(params=[0, 1, 2], ids=lambda seed: f"seed{seed}")
+@pytest.fixture(params=[0, 1], ids=lambda seed: f"seed{seed}")
 def emulated(emulator, request):
-    """The emulated operators under one of several orders of threads and blocks; 0 is natural."""
+    """The emulated operators, in the natural and in a random order of threads and blocks."""
     emulator.seed(request.param)
     return emulator.operators
