@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) direct_forward(DirectForward<T> p) {
   }
 }
 
-// Pixels near the border collect from further places of the residual, straight from memory.
+// Pixels near the border collect from further places of the residual.
 template <class T>
 __device__ T other_preimages(const BlurShape& s, const T* residual, const T* kernel,
                              const Preimages& rows, const Preimages& columns) {
@@ -141,6 +141,7 @@ __device__ T other_preimages(const BlurShape& s, const T* residual, const T* ker
   T total = 0;
   for (int64_t a = 0; a < rows.size(); ++a)
     for (int64_t b = a == 0 ? 1 : 0; b < columns.size(); ++b)
+#pragma unroll 1
       for (int64_t i = 0; i < kh; ++i) {
         const int64_t y = rows[a] - (kh - 1) + i;
         if (y < 0 || y >= ho) continue;
@@ -150,6 +151,23 @@ __device__ T other_preimages(const BlurShape& s, const T* residual, const T* ker
         }
       }
   return total;
+}
+
+// Adds what the tiles leave out; a kernel of its own, or the rare case would cost the common one
+// its registers. Not for the zero and the valid boundary.
+template <class T>
+__global__ void __launch_bounds__(kThreads) border_gradients(DirectGradients<T> p) {
+  const BlurShape& s = p.s;
+  for (int64_t at = thread_index(); at < s.planes() * s.height * s.width; at += thread_count()) {
+    const int64_t plane = at / (s.height * s.width);
+    const Preimages rows =
+        preimages(at / s.width % s.height, s.height, s.kernel_height, s.boundary);
+    const Preimages columns = preimages(at % s.width, s.width, s.kernel_width, s.boundary);
+    if (rows.size() * columns.size() == 1) continue;
+    p.grad_image[at] += other_preimages(
+        s, p.residual + plane * s.output_height() * s.output_width(),
+        p.kernel + s.kernel_index(plane) * s.kernel_height * s.kernel_width, rows, columns);
+  }
 }
 
 template <class T>
@@ -179,16 +197,10 @@ __global__ void __launch_bounds__(kThreads) direct_gradients(DirectGradients<T> 
       T sums[kRows];
       convolve_tile(s, residual, taps, row, column, sums);
       const int64_t x = at.left + column;
+      T* out = p.grad_image + at.plane * s.height * s.width + x;
       for (int q = 0; q < kRows; ++q) {
         const int64_t y = at.top + row + q;
-        if (y >= s.height || x >= s.width) continue;
-        const Preimages rows = preimages(y, s.height, kh, s.boundary);
-        const Preimages columns = preimages(x, s.width, kw, s.boundary);
-        T total = sums[q];
-        if (rows.size() * columns.size() > 1)
-          total += other_preimages(s, plane, p.kernel + s.kernel_index(at.plane) * kh * kw, rows,
-                                   columns);
-        p.grad_image[(at.plane * s.height + y) * s.width + x] = total;
+        if (y < s.height && x < s.width) out[y * s.width] = sums[q];
       }
     }
     if (p.grad_taps != nullptr) {
@@ -198,6 +210,7 @@ __global__ void __launch_bounds__(kThreads) direct_gradients(DirectGradients<T> 
       for (int64_t tap = threadIdx.x / 32; tap < kh * kw; tap += kThreads / 32) {
         const T* x = image + (kh - 1 - tap / kw) * pitch + (kw - 1 - tap % kw) + lane;
         T total = 0;
+#pragma unroll 8
         for (int y = 0; y < kTile; ++y) total += x[y * pitch] * r[y * pitch];
         total = warp_sum(total);
         if (lane == 0) p.grad_taps[t * kh * kw + tap] = total;
@@ -311,6 +324,10 @@ void direct_gradients_cuda(const DirectGradients<T>& p, cudaStream_t stream) {
   LDEM_LAUNCH(direct_gradients<T>,
               block_count(p.s.planes() * tiles_per_plane(p.s.height, p.s.width)), kThreads,
               (taps_size(p.s) + 2 * halo_size(p.s)) * sizeof(T), stream, p);
+  const bool folds = p.s.boundary != Boundary::kZero && p.s.boundary != Boundary::kValid;
+  if (p.grad_image != nullptr && folds)
+    LDEM_LAUNCH(border_gradients<T>, grid_size(p.s.planes() * p.s.height * p.s.width, kThreads),
+                kThreads, 0, stream, p);
 }
 
 template <class T>
