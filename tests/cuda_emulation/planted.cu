@@ -189,20 +189,41 @@ __global__ void shuffle_from_outside(const float* in, float* out, int64_t) {
   out[i] = v;
 }
 
+template <bool Bad>
+__global__ void misaligned_load(const float* in, float* out, int64_t n) {
+  const int64_t i = latentdem::thread_index();
+  if (i < n / 2 - 1)
+    out[i] = static_cast<float>(*reinterpret_cast<const double*>(in + 2 * i + (Bad ? 1 : 0)));
+}
+
+volatile float host_value = 1;
+
+template <bool Bad>
+__global__ void host_memory(const float* in, float* out, int64_t) {
+  const int64_t i = latentdem::thread_index();
+  out[i] = in[i] + (Bad ? host_value : 1.0f);
+}
+
+template <bool Bad>
+__global__ void block_too_large(const float* in, float* out, int64_t) {
+  if (blockIdx.x == 0 && threadIdx.x < kThreads) out[threadIdx.x] = in[threadIdx.x];
+}
+
 using Kernel = void (*)(const float*, float*, int64_t);
 struct Planted {
   const char* name;
   Kernel good, bad;
   size_t shared_bytes;
+  int bad_threads;
 };
 
-#define LATENTDEM_PLANT(name) {#name, name<false>, name<true>, 0}
+#define LATENTDEM_PLANT(name) {#name, name<false>, name<true>, 0, kThreads}
 const Planted kPlanted[] = {
     LATENTDEM_PLANT(read_past_the_end),
     LATENTDEM_PLANT(write_past_the_end),
     LATENTDEM_PLANT(write_past_shared),
     {"write_past_dynamic_shared", write_past_dynamic_shared<false>, write_past_dynamic_shared<true>,
-     kThreads * sizeof(float)},
+     kThreads * sizeof(float), kThreads},
     LATENTDEM_PLANT(wide_load_across_the_end),
     LATENTDEM_PLANT(barrier_in_a_branch),
     LATENTDEM_PLANT(barrier_after_return),
@@ -219,6 +240,9 @@ const Planted kPlanted[] = {
     LATENTDEM_PLANT(shuffle_masks_differ),
     LATENTDEM_PLANT(shuffle_without_the_caller),
     LATENTDEM_PLANT(shuffle_from_outside),
+    LATENTDEM_PLANT(misaligned_load),
+    LATENTDEM_PLANT(host_memory),
+    {"block_too_large", block_too_large<false>, block_too_large<true>, 0, 2048},
 };
 
 }  // namespace
@@ -241,9 +265,10 @@ const char* planted_run(int i, bool bad, uint64_t seed) {
   emulation::lend(in, sizeof(in), "in");
   emulation::set_seed(seed);
   try {
-    const Kernel kernel = bad ? kPlanted[i].bad : kPlanted[i].good;
-    emulation::launch(kPlanted[i].name, kernel, 4, kThreads, kPlanted[i].shared_bytes, nullptr, in,
-                      out, n);
+    const Planted& planted = kPlanted[i];
+    emulation::launch(planted.name, bad ? planted.bad : planted.good, 4,
+                      bad ? planted.bad_threads : kThreads, planted.shared_bytes, nullptr, in, out,
+                      n);
   } catch (const std::exception& error) {
     std::strncpy(text, error.what(), sizeof(text) - 1);
   }
