@@ -3,12 +3,17 @@
 TORCH ?= torch==2.13.0
 # Tested without its dependencies: torchvision's wheel does not load beside every build of torch.
 DEEPINV ?= deepinv==0.5.0
+# The torch of cuda-build: a CUDA one; nvcc must be of the same major version.
+TORCH_CUDA ?= torch==2.14.1
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VENV_CUDA ?= .venv-cuda
+BIN_CUDA := $(VENV_CUDA)/bin
+CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format sanitize fuzz bench build evaluate clean
+.PHONY: help demo test lint format sanitize fuzz bench build cuda-build evaluate clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,18 +42,29 @@ lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.installed  ## Format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 sanitize: $(VENV)/.installed  ## Operator tests and fuzzing under AddressSanitizer and UBSan
 	PATH="$(abspath $(BIN)):$$PATH" tests/sanitize.sh
 
 fuzz: build  ## Many more random malformed inputs than the tests take
 	LATENTDEM_FUZZ=20000 $(BIN)/python -m pytest -q tests/ops/test_fuzz.py
+
+$(VENV_CUDA)/.dependencies: Makefile
+	test -x $(BIN_CUDA)/python || $(PYTHON) -m venv $(VENV_CUDA)
+	$(BIN_CUDA)/python -m pip install --quiet "$(TORCH_CUDA)" "setuptools>=77" wheel "ninja>=1.11" "pytest>=8" numpy
+	touch $@
+
+cuda-build: $(VENV_CUDA)/.dependencies  ## Build the module with its CUDA kernels in .venv-cuda; needs nvcc, no GPU
+	LATENTDEM_CUDA=on LATENTDEM_BUILD_NAME=cmake-cuda PATH="$(abspath $(BIN_CUDA)):$$PATH" \
+	  $(BIN_CUDA)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	cd $(VENV_CUDA) && LATENTDEM_REQUIRE_CUDA_BUILD=1 bin/python -m pytest -q -c /dev/null --rootdir . \
+	  -p no:cacheprovider $(CURDIR)/tests/build/test_cuda_build.py
 
 bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_blur.py
@@ -66,4 +82,4 @@ evaluate: build  ## Measure quality on unseen photographs and rewrite the README
 	$(BIN)/python python/benchmarks/tables.py
 
 clean:  ## Remove everything that was built
-	rm -rf build dist $(VENV) *.egg-info latentdem_ext/_C*.so
+	rm -rf build dist $(VENV) $(VENV_CUDA) *.egg-info latentdem_ext/_C*.so

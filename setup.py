@@ -19,7 +19,8 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Configure and build with ninja, then put the module where setuptools wants it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = ROOT / "build" / f"cmake-{sys.version_info.major}{sys.version_info.minor}"
+        name = f"cmake-{sys.version_info.major}{sys.version_info.minor}"
+        build = ROOT / "build" / os.environ.get("LATENTDEM_BUILD_NAME", name)
         build.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [

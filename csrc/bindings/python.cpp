@@ -9,6 +9,7 @@
 #include <pthread.h>
 #endif
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -209,6 +210,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> volume_render_backward(
       need_color, need_cameras);
 }
 
+py::list split(const std::string& joined) {
+  py::list parts;
+  for (size_t begin = 0; begin < joined.size();) {
+    const size_t end = std::min(joined.find(';', begin), joined.size());
+    parts.append(joined.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = LATENTDEM_VERSION;
@@ -223,8 +234,10 @@ py::dict build_info() {
   info["openmp_threads"] = 1;
 #endif
   info["cpu_capability"] = latentdem::isa_name(latentdem::best_isa());
-  info["cuda"] = py::none();
-  info["cuda_archs"] = py::list();
+  const std::string cuda = LATENTDEM_CUDA_VERSION;
+  info["cuda"] = cuda.empty() ? py::object(py::none()) : py::str(cuda);
+  info["cuda_archs"] = split(LATENTDEM_CUDA_ARCHS);
+  info["cuda_kernels"] = split(LATENTDEM_CUDA_KERNELS);
   return info;
 }
 

@@ -20,18 +20,22 @@ struct BlurShape {
   int64_t kernel_stride_b, kernel_stride_c;  // in kernels, not in elements
   Boundary boundary;
 
-  bool keeps_size() const { return boundary != Boundary::kValid; }
-  int64_t extended_height() const { return height + (keeps_size() ? kernel_height - 1 : 0); }
-  int64_t extended_width() const { return width + (keeps_size() ? kernel_width - 1 : 0); }
-  int64_t output_height() const { return extended_height() - kernel_height + 1; }
-  int64_t output_width() const { return extended_width() - kernel_width + 1; }
-  int64_t planes() const { return batch * channels; }
-  int64_t kernel_index(int64_t plane) const {
+  LATENTDEM_HD bool keeps_size() const { return boundary != Boundary::kValid; }
+  LATENTDEM_HD int64_t extended_height() const {
+    return height + (keeps_size() ? kernel_height - 1 : 0);
+  }
+  LATENTDEM_HD int64_t extended_width() const {
+    return width + (keeps_size() ? kernel_width - 1 : 0);
+  }
+  LATENTDEM_HD int64_t output_height() const { return extended_height() - kernel_height + 1; }
+  LATENTDEM_HD int64_t output_width() const { return extended_width() - kernel_width + 1; }
+  LATENTDEM_HD int64_t planes() const { return batch * channels; }
+  LATENTDEM_HD int64_t kernel_index(int64_t plane) const {
     return plane / channels * kernel_stride_b + plane % channels * kernel_stride_c;
   }
   // 1 or B, 1 or C: the kernel tensor's own leading sizes.
-  int64_t kernel_batch() const { return kernel_stride_b == 0 ? 1 : batch; }
-  int64_t kernel_channels() const { return kernel_stride_c == 0 ? 1 : channels; }
+  LATENTDEM_HD int64_t kernel_batch() const { return kernel_stride_b == 0 ? 1 : batch; }
+  LATENTDEM_HD int64_t kernel_channels() const { return kernel_stride_c == 0 ? 1 : channels; }
 };
 
 // image [B,C,H,W] -> extended [B,C,He,We]; not for the valid boundary.
@@ -76,8 +80,8 @@ void residual_cpu(const BlurShape& s, const ResidualParams<T>& p);
 struct SpectralGrid {
   int64_t n, m;
   int64_t origin_y, origin_x;
-  int64_t columns() const { return m / 2 + 1; }
-  int64_t bins() const { return n * columns(); }
+  LATENTDEM_HD int64_t columns() const { return m / 2 + 1; }
+  LATENTDEM_HD int64_t bins() const { return n * columns(); }
 };
 
 // kernels [P,kh,kw] -> grid [P,n,m], zero elsewhere; and the gather that transposes it.

@@ -14,8 +14,8 @@ struct DownsampleShape {
   BlurShape blur;
   int64_t factor;
 
-  int64_t height() const { return (blur.output_height() + factor - 1) / factor; }
-  int64_t width() const { return (blur.output_width() + factor - 1) / factor; }
+  LATENTDEM_HD int64_t height() const { return (blur.output_height() + factor - 1) / factor; }
+  LATENTDEM_HD int64_t width() const { return (blur.output_width() + factor - 1) / factor; }
 };
 
 // extended [B,C,He,We], kernel -> output [B,C,h,w]

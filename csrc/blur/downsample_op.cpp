@@ -8,33 +8,11 @@
 
 #include "bindings/api.h"
 #include "blur/blur_glue.h"
-#include "blur/downsample.h"
+#include "blur/downsample_glue.h"
 #include "common/checks.h"
 #include "common/dispatch.h"
 
 namespace latentdem {
-namespace {
-
-DownsampleShape make_downsample(const BlurShape& s, int64_t factor) {
-  TORCH_CHECK_VALUE(factor >= 1, "factor must be at least 1, found ", factor);
-  return {s, factor};
-}
-
-std::array<int64_t, 4> small_size(const DownsampleShape& s) {
-  return {s.blur.batch, s.blur.channels, s.height(), s.width()};
-}
-
-// Each output pixel costs taps, and there are fewer of them.
-bool use_strided(const DownsampleShape& s) {
-  return s.blur.kernel_height * s.blur.kernel_width <= kDirectTaps * s.factor * s.factor;
-}
-
-// The pixels of a blurred image that stay.
-at::Tensor pick(const at::Tensor& blurred, int64_t factor) {
-  return blurred.slice(2, 0, blurred.size(2), factor).slice(3, 0, blurred.size(3), factor);
-}
-
-}  // namespace
 
 at::Tensor blur_downsample2d(const at::Tensor& image, const at::Tensor& kernel,
                              std::string_view boundary, int64_t factor) {

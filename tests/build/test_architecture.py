@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CXX = sorted((ROOT / "csrc").rglob("*.h")) + sorted((ROOT / "csrc").rglob("*.cpp"))
+CXX = [path for end in ("h", "cpp", "cu") for path in sorted((ROOT / "csrc").rglob(f"*.{end}"))]
 PYTHON = [
     path
     for folder in ("latentdem_ext", "python", "tests")
@@ -63,14 +63,15 @@ def test_layers_point_one_way(path):
         other = include.split("/")[0]
         if other not in rank or other == own:
             continue
-        allowed = rank[other] < rank[own] or (include == "bindings/api.h" and "_op" in path.name)
+        api = include in ("bindings/api.h", "bindings/api_cuda.h") and "_op" in path.name
+        allowed = rank[other] < rank[own] or api
         assert allowed, f"{path} includes {include}"
 
 
 def test_every_source_is_in_the_build():
     text = (ROOT / "CMakeLists.txt").read_text()
-    for path in (ROOT / "csrc").rglob("*.cpp"):
-        assert str(path.relative_to(ROOT)) in text
+    for path in CXX:
+        assert path.suffix == ".h" or str(path.relative_to(ROOT)) in text
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda p: str(p.relative_to(ROOT)))

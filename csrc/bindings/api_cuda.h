@@ -1,0 +1,25 @@
+// The CUDA implementations: the same signatures as in api.h.
+#pragma once
+
+#include "bindings/api.h"
+
+namespace torch {
+class Library;
+}
+
+namespace latentdem {
+namespace cuda {
+
+decltype(latentdem::blur_conv2d) blur_conv2d;
+decltype(latentdem::blur_conv2d_adjoint) blur_conv2d_adjoint;
+decltype(latentdem::blur_conv2d_kernel) blur_conv2d_kernel;
+decltype(latentdem::blur_downsample2d) blur_downsample2d;
+decltype(latentdem::blur_downsample2d_adjoint) blur_downsample2d_adjoint;
+decltype(latentdem::blur_data_term) blur_data_term;
+decltype(latentdem::blur_gradients) blur_gradients;
+
+// Registers all of the above in `library`.
+void implement(torch::Library& library);
+
+}  // namespace cuda
+}  // namespace latentdem

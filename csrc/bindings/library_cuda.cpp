@@ -1,0 +1,24 @@
+// The CUDA implementation of the operators in library.cpp.
+#include <torch/library.h>
+
+#include "bindings/api_cuda.h"
+
+namespace latentdem {
+namespace cuda {
+
+void implement(torch::Library& library) {
+  library.impl("blur_conv2d", blur_conv2d);
+  library.impl("blur_conv2d_adjoint", blur_conv2d_adjoint);
+  library.impl("blur_conv2d_kernel", blur_conv2d_kernel);
+  library.impl("blur_downsample2d", blur_downsample2d);
+  library.impl("blur_downsample2d_adjoint", blur_downsample2d_adjoint);
+  library.impl("blur_data_term", blur_data_term);
+  library.impl("blur_gradients", blur_gradients);
+}
+
+}  // namespace cuda
+}  // namespace latentdem
+
+#if !defined(LATENTDEM_CUDA_EMULATION)
+TORCH_LIBRARY_IMPL(latentdem, CUDA, m) { latentdem::cuda::implement(m); }
+#endif

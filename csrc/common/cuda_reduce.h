@@ -1,0 +1,39 @@
+// Sums over a warp and over a block, in an order that depends on the block's size only.
+#pragma once
+
+#include "common/cuda_launch.h"
+
+namespace latentdem {
+
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Every lane gets the same bits: each step adds the same two numbers on both sides.
+template <class T>
+__device__ inline T warp_sum(T value) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+template <class T>
+__device__ inline T warp_max(T value) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const T other = __shfl_xor_sync(kFullWarp, value, offset);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+// The sum over a one-dimensional block of whole warps, valid in every thread. All threads call
+// it. `scratch` is shared memory for 32 values, free again when the call returns.
+template <class T>
+__device__ inline T block_sum(T value, T* scratch) {
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  value = warp_sum(value);
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  const T total = warp_sum(lane < blockDim.x / 32 ? scratch[lane] : T(0));
+  __syncthreads();
+  return total;
+}
+
+}  // namespace latentdem
