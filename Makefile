@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format sanitize fuzz bench build cuda-build evaluate clean
+.PHONY: help demo test lint format sanitize fuzz bench build cuda-build gpu-check evaluate clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,11 @@ bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_roofline.py
 	$(BIN)/python python/benchmarks/plots.py
 	$(BIN)/python python/benchmarks/tables.py
+
+# The interpreter whose torch drives the GPU; make cuda-build's, if it is there.
+GPU_PYTHON ?= $(if $(wildcard $(BIN_CUDA)/python),$(BIN_CUDA)/python,$(PYTHON))
+gpu-check:  ## On a machine with a GPU: build, test, sanitize and time the CUDA kernels, in out/gpu-check
+	$(GPU_PYTHON) python/benchmarks/gpu_check.py -o out/gpu-check
 
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_prox.json

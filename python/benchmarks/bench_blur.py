@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import in_own_process, interleaved, peak_mebibytes, store
+from common import in_own_process, interleaved, peak_mebibytes, seeded, store
 from torch import Tensor
 
 import latentdem_ext as ext
@@ -56,8 +56,8 @@ def ffts_alone(image: Tensor, observation: Tensor) -> Tensor:
 def problem(case: int) -> tuple[Tensor, Tensor, Tensor]:
     """Image, kernel and observation of a case."""
     shape, k = CASES[case]
-    image, observation = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    kernel = torch.rand(1, 1, k, k, generator=torch.Generator().manual_seed(1))
+    image, observation = torch.rand(2, *shape, generator=seeded(0))
+    kernel = torch.rand(1, 1, k, k, generator=seeded(1))
     return image, kernel / kernel.sum(), observation
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import interleaved, store
+from common import interleaved, seeded, store
 from torch import Tensor
 
 import latentdem_ext as ext
@@ -149,7 +149,7 @@ def samples_inside(pose: Tensor, lens: Tensor, options: dict[str, Any]) -> int:
 
 def volume_render(side: int, views: int, view: int, samples: int) -> list[dict[str, Any]]:
     """A haze that fills the cube: no sample can be skipped."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     density = 0.5 * torch.rand(1, side, side, side, generator=generator)
     color = torch.rand(3, side, side, side, generator=generator)
     azimuth = torch.arange(views) * (360 / views) + 10

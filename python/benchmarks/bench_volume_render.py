@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import in_own_process, interleaved, peak_mebibytes, store
+from common import in_own_process, interleaved, peak_mebibytes, seeded, store
 from nerfacc.volrend import accumulate_along_rays, render_weight_from_density
 from torch import Tensor
 
@@ -37,7 +37,7 @@ CASES = ("dense", "sparse")
 
 def scene(case: str) -> list[Tensor]:
     """A haze that fills the cube, or a ball of a seventh of its volume in empty space."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     axis = torch.linspace(-1, 1, SIZE)
     density = torch.rand(1, SIZE, SIZE, SIZE, generator=generator)
     if case == "dense":

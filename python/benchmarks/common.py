@@ -1,4 +1,8 @@
-"""Interleaved timing: every round runs each candidate once, and medians are compared."""
+"""Interleaved timing: every round runs each candidate once, and medians are compared.
+
+``LATENTDEM_BENCH_DEVICE=cuda`` makes every script measure a GPU, and
+``LATENTDEM_BENCH_RESULTS=FOLDER`` stores the figures elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,23 @@ import torch
 
 import latentdem_ext as ext
 
-RESULTS = Path(__file__).resolve().parent / "results"
+DEVICE = torch.device(os.environ.get("LATENTDEM_BENCH_DEVICE", "cpu"))
+torch.set_default_device(DEVICE)
+RESULTS = Path(
+    os.environ.get("LATENTDEM_BENCH_RESULTS", Path(__file__).resolve().parent / "results")
+)
 LOAD_BEFORE = os.getloadavg()[0]  # other work, which makes the figures worse
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the device that is measured."""
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int = 11) -> dict[str, float]:
@@ -26,8 +45,10 @@ def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int = 11) -> d
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for round_index in range(rounds + 1):
         for name, function in candidates.items():
+            synchronize()
             started = time.perf_counter()
             function()
+            synchronize()
             elapsed = (time.perf_counter() - started) * 1e3
             if round_index > 0:
                 times[name].append(elapsed)
@@ -43,6 +64,11 @@ def high_water_mark() -> float:
 def peak_mebibytes(function: Callable[[], Any]) -> float:
     """MiB that a second call adds at its peak; meant for a process of its own."""
     function()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     before = high_water_mark()
     function()
@@ -71,10 +97,17 @@ def machine_limits() -> dict[str, float]:
     }
 
 
+def machine() -> str:
+    """The device that is measured."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
 def store(name: str, rows: list[dict[str, Any]]) -> None:
     """Write ``results/<name>.json`` and print a table."""
     document = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(),
         "threads": torch.get_num_threads(),
         "load_before": LOAD_BEFORE,
         "torch": torch.__version__,
@@ -82,7 +115,7 @@ def store(name: str, rows: list[dict[str, Any]]) -> None:
         "limits": machine_limits(),
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     for row in rows:
         figures = "  ".join(f"{k} {v:.2f} ms" for k, v in row["milliseconds"].items())

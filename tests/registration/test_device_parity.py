@@ -1,0 +1,84 @@
+"""Every operator on a GPU: as on the CPU, inside a CUDA graph, and without waiting for the host."""
+
+import pytest
+import torch
+from registration.test_dispatcher import OPERATORS, arguments
+
+pytestmark = pytest.mark.needs_cuda
+DEVICE = "cuda"
+
+
+def moved(values, dtype):
+    return tuple(
+        value.to(DEVICE, dtype) if isinstance(value, torch.Tensor) else value for value in values
+    )
+
+
+def call(name, values):
+    found = getattr(torch.ops.latentdem, name)(*values)
+    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
+
+
+def host_arguments(name, dtype):
+    return tuple(v.to(dtype) if isinstance(v, torch.Tensor) else v for v in arguments(name))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_as_on_the_cpu(name, dtype):
+    values = host_arguments(name, dtype)
+    bound = 1e-3 if dtype == torch.float32 else 1e-9
+    for left, right in zip(call(name, values), call(name, moved(values, dtype)), strict=True):
+        assert right.is_cuda and right.dtype == left.dtype
+        scale = float(left.abs().max()) if left.numel() else 0.0
+        torch.testing.assert_close(right.cpu(), left, rtol=bound, atol=bound * scale)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_never_waits_for_the_device(name):
+    values = moved(arguments(name), torch.float32)
+    call(name, values)  # plans and caches are made here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(name, values)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_inside_a_cuda_graph(name):
+    values = moved(arguments(name), torch.float32)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call(name, values)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call(name, values)
+    first = next(value for value in values if isinstance(value, torch.Tensor))
+    first.mul_(0.5)
+    graph.replay()
+    for left, right in zip(captured, call(name, values), strict=True):
+        scale = float(right.abs().max()) if right.numel() else 0.0
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_on_a_stream_of_the_callers(name):
+    values = moved(arguments(name), torch.float32)
+    expected = call(name, values)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = call(name, values)
+    stream.synchronize()
+    for left, right in zip(found, expected, strict=True):
+        scale = float(right.abs().max()) if right.numel() else 0.0
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_devices_are_not_mixed():
+    image, kernel = torch.rand(1, 1, 8, 8), torch.rand(1, 1, 3, 3, device=DEVICE)
+    with pytest.raises((ValueError, RuntimeError), match="device"):
+        torch.ops.latentdem.blur_conv2d(image.to(DEVICE), kernel.cpu(), "circular")
