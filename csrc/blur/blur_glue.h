@@ -17,6 +17,7 @@
 #include "blur/blur_spectral.h"
 #include "common/checks.h"
 #include "common/fft_size.h"
+#include "common/strided_glue.h"
 
 namespace latentdem {
 
@@ -93,26 +94,6 @@ inline SpectralGrid make_grid(const BlurShape& s) {
 // Small tensors, which are read in their order.
 inline at::Tensor prepare(const at::Tensor& t, at::ScalarType type) {
   return t.to(type).contiguous();
-}
-
-// Images are read as they lie.
-template <class T>
-Strided<const T> view(const at::Tensor& t) {
-  std::array<int64_t, 4> stride;
-  for (int64_t i = 0; i < 4; ++i) stride[i] = t.size(i) == 1 ? 0 : t.stride(i);
-  // One column is as good as contiguous.
-  return {t.const_data_ptr<T>(), stride[0], stride[1], stride[2], t.size(3) == 1 ? 1 : stride[3]};
-}
-
-template <class T>
-Strided<T> mutable_view(const at::Tensor& t) {
-  return {t.mutable_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-// The memory format of results: that of the image.
-inline at::MemoryFormat format_of(const at::Tensor& image) {
-  const bool last = !image.is_contiguous() && image.is_contiguous(at::MemoryFormat::ChannelsLast);
-  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 template <class T>

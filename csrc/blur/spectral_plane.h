@@ -10,12 +10,6 @@
 namespace latentdem {
 namespace LATENTDEM_ISA {
 
-template <class T>
-struct Scratch {
-  VectorBuffer<ComplexVec<T>> a, b;
-  explicit Scratch(const RealGrid<T>& grid) : a(grid.scratch_size()), b(grid.scratch_size()) {}
-};
-
 // Calls body(block, scratch) for every block, on threads if there is enough to do.
 template <class T, class Body>
 void for_each_block(const RealGrid<T>& grid, int64_t blocks, const Body& body) {

@@ -275,6 +275,13 @@ struct RealGrid {
   }
 };
 
+// The two buffers.
+template <class T>
+struct Scratch {
+  VectorBuffer<ComplexVec<T>> a, b;
+  explicit Scratch(const RealGrid<T>& grid) : a(grid.scratch_size()), b(grid.scratch_size()) {}
+};
+
 template <class T>
 inline Vec<T> load_columns(const T* row, int64_t count) {
   Vec<T> v{};

@@ -11,8 +11,8 @@ namespace {
 template <class T>
 class BlockPlane {
  public:
-  explicit BlockPlane(const RealGrid<T>& grid)
-      : rows_(grid.n), values_(grid.column_blocks() * grid.n) {}
+  BlockPlane(const RealGrid<T>& grid, bool wanted)
+      : rows_(grid.n), values_(wanted ? grid.column_blocks() * grid.n : 0) {}
   Vec<T>* block(int64_t index) const { return values_.get() + index * rows_; }
 
  private:
@@ -39,9 +39,9 @@ class LucyPlanes {
         one_(p.s),
         folder_(p.s, p.wraps),
         spectrum_(grid.spectrum_size()),
-        observed_(grid),
-        on_grid_image_(grid),
-        on_grid_inverse_(grid),
+        observed_(grid, true),
+        on_grid_image_(grid, on_grid_),
+        on_grid_inverse_(grid, on_grid_),
         image_(on_grid_ ? 0 : area()),
         correction_(on_grid_ ? 0 : area()),
         inverse_(on_grid_ ? 0 : area()) {
