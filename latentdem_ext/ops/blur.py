@@ -7,8 +7,9 @@ float32.  Images, observations and masks of any strides are read where they lie,
 (except for a dtype to be converted; small kernels need an image that is extended first).  Results
 of image size have the memory format of the first argument, as those of ``conv2d`` would:
 channels last if it is dense in that format, else contiguous.  The kernel's centre is at
-``(kh // 2, kw // 2)``, and a kernel is never larger than the image.  Boundaries: ``circular``, ``reflect``, ``replicate``
-and ``zero`` keep H and W; ``valid`` gives ``H - kh + 1`` and ``W - kw + 1``.
+``(kh // 2, kw // 2)``, and a kernel is never larger than the image.  Boundaries: ``circular``,
+``reflect``, ``replicate`` and ``zero`` keep H and W; ``valid`` gives ``H - kh + 1`` and
+``W - kw + 1``.
 
 Convolution, adjoint and kernel adjoint are each other's derivatives, so gradients of any
 order run through native operators.

@@ -2,7 +2,9 @@
 
 Letters as in :mod:`latentdem_ext.ops.blur`: B batch, C channels, H W image, kh kw kernel,
 H' W' blurred image; the kernel's centre is at ``(kh // 2, kw // 2)``.  float32 and float64;
-half precision is computed in float32.  Any strides, read where they lie.
+half precision is computed in float32.  Images of any strides are read where they lie, without a
+copy (the Wiener step's gradients, and canvases of odd height or with a prime factor above 7, make
+one).
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ def wiener_deconv2d(
         passes: imputations; without a mask they change nothing and only one is done.
 
     Returns:
-        x, ``[B,C,H,W]`` in the dtype and memory format of ``image_hat``.  Differentiable in the first three and
-        in a tensor ``ratio``; second derivatives run through plain torch.  The mask is taken
-        as constant.
+        x, ``[B,C,H,W]`` in the dtype and memory format of ``image_hat``.  Differentiable in the
+        first three and in a tensor ``ratio``; second derivatives run through plain torch.  The
+        mask is taken as constant.
 
     Raises:
         ValueError: wrong shapes, empty kernel or one larger than the image, ``passes`` < 1, a

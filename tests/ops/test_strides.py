@@ -112,6 +112,20 @@ def test_deconvolutions_give_the_same_bits(sample, layout):
         )
 
 
+@all_layouts
+@pytest.mark.parametrize("domain", ["image", "gradient"])
+def test_kernel_estimate_gives_the_same_bits(layout, domain):
+    image, _, observation, _ = SPECTRAL[0].tensors("circular")
+    x, y = layout(image), layout(observation)
+    image, observation = x.contiguous().clone(), y.contiguous().clone()
+    for window in (None, torch.rand(1, 1, *image.shape[2:])):
+        settings = {"domain": domain, "window": window}
+        assert_same(
+            ext.kernel_map_statistics(x, y, (7, 6), **settings),
+            ext.kernel_map_statistics(image, observation, (7, 6), **settings),
+        )
+
+
 @pytest.mark.parametrize("sample", [SMALL[0], SPECTRAL[0], SPECTRAL[1]], ids=str)
 @all_boundaries
 def test_results_keep_the_memory_format(sample, boundary):
