@@ -35,10 +35,13 @@ struct BlurShape {
   LATENTDEM_HD int64_t kernel_index(int64_t plane) const {
     return plane / channels * kernel_stride_b + plane % channels * kernel_stride_c;
   }
-  // The i-th of the planes that share a kernel.
-  int64_t shared_plane(int64_t kernel, int64_t i) const {
+  // The i-th of the planes that share a kernel, and how many there are.
+  LATENTDEM_HD int64_t shared_plane(int64_t kernel, int64_t i) const {
     if (kernel_stride_b == 0) return kernel_stride_c == 0 ? i : i * channels + kernel;
     return kernel_stride_c == 0 ? kernel * channels + i : kernel;
+  }
+  LATENTDEM_HD int64_t sharing_planes() const {
+    return planes() / (kernel_batch() * kernel_channels());
   }
   // 1 or B, 1 or C: the kernel tensor's own leading sizes.
   LATENTDEM_HD int64_t kernel_batch() const { return kernel_stride_b == 0 ? 1 : batch; }

@@ -185,7 +185,7 @@ void convolve_kernel_cpu(const BlurShape& s, const Strided<const T>& extended,
     for (int64_t item = begin; item < end; ++item) {
       const int64_t index = item / kh, i = item % kh;
       std::fill(total.begin(), total.end(), 0.0);
-      for (int64_t shared = 0; shared < s.planes() / kernels; ++shared) {
+      for (int64_t shared = 0; shared < s.sharing_planes(); ++shared) {
         const int64_t plane = s.shared_plane(index, shared);
         for (int64_t y = 0; y < ho; ++y) {
           const T* in = gather_row(row_of(extended, s, plane, y + kh - 1 - i), extended.column, we,

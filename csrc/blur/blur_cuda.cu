@@ -1,7 +1,6 @@
 // CUDA kernels of the direct blur: tiles of the image in shared memory, so that neither the
 // extended image nor its gradient is ever written.
 #include "blur/blur_cuda.h"
-#include "blur/shared_planes.h"
 #include "common/cuda_launch.h"
 #include "common/cuda_reduce.h"
 
@@ -239,10 +238,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t taps = s.kernel_height * s.kernel_width;
   for (int64_t item = blockIdx.x; item < s.kernel_batch() * s.kernel_channels() * taps;
        item += gridDim.x) {
-    const SharedPlanes planes = shared_planes(s, item / taps);
+    const int64_t index = item / taps;
     double total = 0;
-    for (int64_t i = threadIdx.x; i < planes.size() * tiles; i += kThreads)
-      total += grad_taps[(planes[i / tiles] * tiles + i % tiles) * taps + item % taps];
+    for (int64_t i = threadIdx.x; i < s.sharing_planes() * tiles; i += kThreads)
+      total +=
+          grad_taps[(s.shared_plane(index, i / tiles) * tiles + i % tiles) * taps + item % taps];
     total = block_sum(total, scratch);
     if (threadIdx.x == 0) grad_kernel[item] = static_cast<T>(total);
   }

@@ -11,6 +11,7 @@
 #include "common/checks.h"
 #include "common/cuda_glue.h"
 #include "common/dispatch.h"
+#include "common/strided_glue.h"
 
 namespace latentdem {
 namespace cuda {
@@ -25,7 +26,7 @@ at::Tensor blur_conv2d(const at::Tensor& image, const at::Tensor& kernel,
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const Blur<T> blur(s, image.options().dtype(type), scope.stream());
-    return blur.forward(prepare(image, type), prepare(kernel, type)).to(image.scalar_type());
+    return as_image(blur.forward(prepare(image, type), prepare(kernel, type)), image);
   });
 }
 
@@ -46,7 +47,7 @@ at::Tensor blur_conv2d_adjoint(const at::Tensor& residual, const at::Tensor& ker
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const Blur<T> blur(s, residual.options().dtype(type), scope.stream());
-    return blur.adjoint(prepare(residual, type), prepare(kernel, type)).to(residual.scalar_type());
+    return as_image(blur.adjoint(prepare(residual, type), prepare(kernel, type)), residual);
   });
 }
 
@@ -103,8 +104,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(const at::Tensor& 
     auto [loss, grad_image, grad_kernel] =
         blur.gradients(prepare(image, type), prepare(kernel, type), prepare(observation, type),
                        mask ? prepare(*mask, type) : at::Tensor());
-    return std::make_tuple(loss, grad_image.to(image.scalar_type()),
-                           grad_kernel.to(kernel.scalar_type()));
+    return std::make_tuple(loss, as_image(grad_image, image), grad_kernel.to(kernel.scalar_type()));
   });
 }
 

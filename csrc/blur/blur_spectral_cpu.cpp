@@ -56,8 +56,7 @@ class Pipeline {
   int64_t size_if(const void* wanted) const { return wanted ? grid_.spectrum_size() : 0; }
 
   void run_kernel(int64_t index, Spectrum kernel) {
-    const int64_t kernels = p_.s.kernel_batch() * p_.s.kernel_channels();
-    const int64_t planes = p_.s.planes() / kernels;
+    const int64_t planes = p_.s.sharing_planes();
     if (p_.kernel)
       kernel_transform_.forward(p_.kernel + index * p_.s.kernel_height * p_.s.kernel_width, kernel);
     if (p_.grad_kernel == nullptr) {

@@ -1,7 +1,6 @@
 // CUDA kernels of the spectral blur: on and off the FFT grid, and one pointwise pass between the
 // batched transforms.
 #include "blur/blur_cuda.h"
-#include "blur/shared_planes.h"
 #include "common/cuda_launch.h"
 #include "common/cuda_reduce.h"
 #include "common/wrap.h"
@@ -128,17 +127,17 @@ __global__ void __launch_bounds__(kThreads) spectral_gradients(SpectralGradients
   for (int64_t item = blockIdx.x; item < p.groups * kernels * blocks; item += gridDim.x) {
     const int64_t block = item % blocks, index = item / blocks % kernels;
     const int64_t group = item / blocks / kernels;
-    const SharedPlanes planes = shared_planes(p.s, index);
-    const int64_t share = (planes.size() + p.groups - 1) / p.groups;
+    const int64_t planes = p.s.sharing_planes();
+    const int64_t share = (planes + p.groups - 1) / p.groups;
     const int64_t first = group * share;
-    const int64_t last = first + share < planes.size() ? first + share : planes.size();
+    const int64_t last = first + share < planes ? first + share : planes;
     const int64_t bin = block * kBinBlock + threadIdx.x;
     const bool inside = bin < bins;
     const Complex<T> k =
         inside && p.kernel != nullptr ? p.kernel[index * bins + bin] : Complex<T>{T(0), T(0)};
     Complex<T> gradient{T(0), T(0)};
     for (int64_t i = first; i < last; ++i) {
-      const int64_t at = planes[i] * bins + bin;
+      const int64_t at = p.s.shared_plane(index, i) * bins + bin;
       double energy = 0;
       if (inside) {
         const Complex<T> x = p.image != nullptr ? p.image[at] : Complex<T>{T(0), T(0)};
@@ -157,7 +156,7 @@ __global__ void __launch_bounds__(kThreads) spectral_gradients(SpectralGradients
         energy = block_sum(energy, scratch);
         // Parseval: a sum of n m bins of an unscaled transform.
         if (threadIdx.x == 0)
-          p.losses[planes[i] * blocks + block] =
+          p.losses[p.s.shared_plane(index, i) * blocks + block] =
               energy / (static_cast<double>(p.g.n) * static_cast<double>(p.g.m));
       }
     }
@@ -186,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
 int64_t plane_groups(const BlurShape& s, const SpectralGrid& g) {
   constexpr int64_t kBlocks = 1024;
   const int64_t kernels = s.kernel_batch() * s.kernel_channels();
-  const int64_t planes = s.planes() / kernels;
+  const int64_t planes = s.sharing_planes();
   const int64_t wanted = (kBlocks + bin_blocks(g) * kernels - 1) / (bin_blocks(g) * kernels);
   return wanted < planes ? wanted : planes;
 }

@@ -29,4 +29,9 @@ inline at::MemoryFormat format_of(const at::Tensor& image) {
   return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
+// A result in the dtype and the memory format of the image that it belongs to.
+inline at::Tensor as_image(const at::Tensor& result, const at::Tensor& image) {
+  return result.to(image.scalar_type()).contiguous(format_of(image));
+}
+
 }  // namespace latentdem
