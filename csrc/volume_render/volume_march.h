@@ -1,16 +1,16 @@
 // What both passes of the CPU renderer share: tiles of rays, and lookups along a ray.
 //
-// A trilinear lookup is four loads of eight numbers, since the two corners along x are
-// neighbours in memory. Rays go in tiles of 8 x 8 pixels, whose samples share cache lines.
+// Rays go in tiles of 8 x 8 pixels, whose samples share cache lines. For the files under
+// LATENTDEM_ISA_SOURCES only.
 #pragma once
 
 #include <algorithm>
 #include <limits>
 
-#include "common/simd.h"
 #include "volume_render/volume_render.h"
 
 namespace latentdem {
+namespace LATENTDEM_ISA {
 
 constexpr int64_t kTile = 8;              // pixels
 constexpr int64_t kRays = kTile * kTile;  // of a tile
@@ -41,118 +41,51 @@ struct TileGrid {
 
 constexpr int64_t kAhead = 8;  // samples between asking for memory and reading it
 
-// The samples of a ray that lie in the grid: number k at padded voxel entry + k step.
-template <class T>
-struct Segment {
-  Four<T> entry, step;
-  int64_t count = 0;
-  T near;  // distance of sample 0
-};
-
-template <class T>
-LATENTDEM_INLINE Segment<T> clip_ray(const RenderParams<T>& p, const Ray& ray) {
-  const int64_t size[3] = {p.volume.width, p.volume.height, p.volume.depth};
-  const double dt = p.step(), t = p.near + 0.5 * dt;
-  double start[3], step[3];
-  for (int i = 0; i < 3; ++i) {
-    const double scale = voxel_scale(size[i]);
-    start[i] = scale * (ray.origin[i] + t * ray.direction[i]) + voxel_offset(size[i]);
-    step[i] = scale * dt * ray.direction[i];
-  }
-  const SampleRange range = clip_samples(start, step, size, p.samples);
-  const auto first = static_cast<double>(range.first);
-  Segment<T> s;
-  s.entry = s.step = Four<T>{};
-  for (int i = 0; i < 3; ++i) {
-    s.entry[i] = static_cast<T>(start[i] + first * step[i]);
-    s.step[i] = static_cast<T>(step[i]);
-  }
-  s.count = range.last - range.first;
-  s.near = static_cast<T>(t + first * dt);
-  return s;
-}
-
-template <class T>
-struct Cell {
-  Four<T> fraction;
-  Int4 corner;
-};
-
-template <class T>
-LATENTDEM_INLINE Cell<T> locate(const Segment<T>& s, int64_t k) {
-  const Four<T> position = s.entry + static_cast<T>(k) * s.step;
-  const Int4 corner = __builtin_convertvector(position, Int4);  // none is negative
-  return {position - __builtin_convertvector(corner, Four<T>), corner};
-}
-
-template <class T>
-LATENTDEM_INLINE int64_t voxel_index(const VolumeShape& s, const Cell<T>& c) {
-  return c.corner[2] * s.plane() + c.corner[1] * s.row() + c.corner[0];
-}
-
 // Asks for the corners that sample k will read. Past the end of a ray the address may lie
 // anywhere; a prefetch does not fault.
 template <class T>
-LATENTDEM_INLINE void prefetch(const VolumeShape& shape, const T* voxels, const Segment<T>& s,
-                               int64_t k) {
-  const T* corner = voxels + 4 * voxel_index(shape, locate(s, k));
-  const int64_t row = 4 * shape.row(), plane = 4 * shape.plane();
-  __builtin_prefetch(corner);
-  __builtin_prefetch(corner + row);
-  __builtin_prefetch(corner + plane);
-  __builtin_prefetch(corner + plane + row);
+inline void prefetch(const Volume<T>& v, const Segment<T>& s, int64_t k) {
+  const Int4 corner = locate(s, k).corner;
+  const auto at = [](const T* p, int64_t elements) {
+    return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + elements * sizeof(T));
+  };
+  const auto rows = [](const char* p, const int64_t* stride) {
+    const int64_t y = stride[1] * static_cast<int64_t>(sizeof(T));
+    const int64_t z = stride[2] * static_cast<int64_t>(sizeof(T));
+    __builtin_prefetch(p);
+    __builtin_prefetch(p + y);
+    __builtin_prefetch(p + z);
+    __builtin_prefetch(p + y + z);
+  };
+  rows(at(v.density, voxel_offset(v.density_stride, corner)), v.density_stride);
+  const char* red = at(v.color, voxel_offset(v.color_stride, corner));
+  const int64_t channel = v.channel_stride * static_cast<int64_t>(sizeof(T));
+  for (int c = 0; c < 3; ++c) rows(red + c * channel, v.color_stride);
+}
+
+// Not inlined: seldom needed.
+template <class T>
+[[gnu::noinline]] void load_border(const Volume<T>& v, const Cell<T>& cell, Corners<T>& out) {
+  out = load_border_corners(v, cell);
 }
 
 template <class T>
-LATENTDEM_INLINE Four<T> interpolate(const T* corner, int64_t row, int64_t plane,
-                                     const Four<T>& f) {
-  using E = Eight<T>;
-  const E a = load<E>(corner), b = load<E>(corner + row);
-  const E c = load<E>(corner + plane), d = load<E>(corner + plane + row);
-  const E top = a + f[1] * (b - a), bottom = c + f[1] * (d - c);
-  const E edge = top + f[2] * (bottom - top);
-  return low_half<T>(edge) + f[0] * (high_half<T>(edge) - low_half<T>(edge));
-}
-
-// The same, with the slopes per voxel along x, y and z.
-template <class T>
-LATENTDEM_INLINE Four<T> interpolate_slopes(const T* corner, int64_t row, int64_t plane,
-                                            const Four<T>& f, Four<T>* slope) {
-  using E = Eight<T>;
-  const E a = load<E>(corner), b = load<E>(corner + row);
-  const E c = load<E>(corner + plane), d = load<E>(corner + plane + row);
-  const E ba = b - a, dc = d - c;
-  const E top = a + f[1] * ba, bottom = c + f[1] * dc;
-  const E z = bottom - top, y = ba + f[2] * (dc - ba), edge = top + f[2] * z;
-  slope[0] = high_half<T>(edge) - low_half<T>(edge);
-  slope[1] = low_half<T>(y) + f[0] * (high_half<T>(y) - low_half<T>(y));
-  slope[2] = low_half<T>(z) + f[0] * (high_half<T>(z) - low_half<T>(z));
-  return low_half<T>(edge) + f[0] * slope[0];
-}
-
-// The transpose of interpolate: adds the weighted gradient to the eight corners.
-template <class T>
-LATENTDEM_INLINE void scatter(T* corner, int64_t row, int64_t plane, const Four<T>& f,
-                              const Four<T>& gradient) {
-  using E = Eight<T>;
-  const Four<T> right = f[0] * gradient, left = gradient - right;
-  const E both = __builtin_shufflevector(left, right, 0, 1, 2, 3, 4, 5, 6, 7);
-  const E bottom = f[2] * both, top = both - bottom;
-  const E top_far = f[1] * top, bottom_far = f[1] * bottom;
-  store(corner, load<E>(corner) + (top - top_far));
-  store(corner + row, load<E>(corner + row) + top_far);
-  store(corner + plane, load<E>(corner + plane) + (bottom - bottom_far));
-  store(corner + plane + row, load<E>(corner + plane + row) + bottom_far);
+inline Corners<T> load(const Volume<T>& v, const Cell<T>& cell) {
+  if (is_inside(v.size, cell)) [[likely]]
+    return load_corners(v, cell);
+  Corners<T> corners;
+  load_border(v, cell, corners);
+  return corners;
 }
 
 // How many samples from k on, at least 0, certainly lie in the same empty block.
 template <class T>
-LATENTDEM_INLINE int64_t empty_run(const RenderParams<T>& p, const Segment<T>& s,
-                                   const Cell<T>& cell, int64_t k) {
-  constexpr int kBits = VolumeShape::kBlockBits;
+inline int64_t empty_run(const RenderParams<T>& p, const Segment<T>& s, const Cell<T>& cell,
+                         int64_t k) {
+  constexpr int kBits = BlockGrid::kBits;
+  const BlockGrid blocks(p.volume.size);
   const Int4 block = cell.corner >> kBits;
-  const auto& v = p.volume;
-  if (p.occupied[(block[2] * v.blocks_y() + block[1]) * v.blocks_x() + block[0]] != 0) return 0;
+  if (p.occupied[(block[2] * blocks.y + block[1]) * blocks.x + block[0]] != 0) return 0;
   T samples = std::numeric_limits<int32_t>::max();
   for (int i = 0; i < 3; ++i) {
     if (s.step[i] == 0) continue;
@@ -163,4 +96,5 @@ LATENTDEM_INLINE int64_t empty_run(const RenderParams<T>& p, const Segment<T>& s
   return std::min(s.count - k, std::max<int64_t>(static_cast<int64_t>(samples), 1));
 }
 
+}  // namespace LATENTDEM_ISA
 }  // namespace latentdem

@@ -59,55 +59,54 @@ void check_settings(const Settings& s) {
                     "early_stop_eps must be in [0, 1), found ", s.early_stop.value_or(0));
 }
 
-// The inputs as the kernels want them. The packed grid is made on request, and released as
-// soon as it is not needed, since it is the largest piece of memory.
+// The inputs as the kernels want them: the grid in its own strides, and of the compute dtype.
 template <class T>
 struct Scene {
-  VolumeShape shape;
-  at::Tensor density, color;    // contiguous, of the compute dtype
+  at::Tensor density, color;
   at::Tensor pose, intrinsics;  // [N,3,4] and [N,4], contiguous, double
-  at::Tensor voxels, occupied;
+  at::Tensor occupied;
   Settings settings;
 
   Scene(const at::Tensor& density_, const at::Tensor& color_, const at::Tensor& camera_to_world,
         const at::Tensor& intrinsics_, const Settings& settings_)
-      : shape{density_.size(1), density_.size(2), density_.size(3)},
-        density(density_.to(c10::CppTypeToScalarType<T>::value).contiguous()),
-        color(color_.to(c10::CppTypeToScalarType<T>::value).contiguous()),
+      : density(density_.to(c10::CppTypeToScalarType<T>::value)),
+        color(color_.to(c10::CppTypeToScalarType<T>::value)),
         pose(camera_to_world.narrow(1, 0, 3).to(at::kDouble).contiguous()),
         intrinsics(intrinsics_.to(at::kDouble).contiguous()),
         settings(settings_) {}
 
   at::TensorOptions options() const { return density.options(); }
 
-  at::Tensor empty_voxels() const {
-    auto t = at::empty({shape.voxels(), 4}, options());
-    prefer_huge_pages(t.mutable_data_ptr(), t.nbytes());
-    return t;
+  Volume<T> volume() const {
+    Volume<T> v{};
+    v.density = density.const_data_ptr<T>();
+    v.color = color.const_data_ptr<T>();
+    for (int i = 0; i < 3; ++i) {
+      v.size[i] = density.size(3 - i);
+      v.density_stride[i] = density.stride(3 - i);
+      v.color_stride[i] = color.stride(3 - i);
+    }
+    v.channel_stride = color.stride(0);
+    return v;
   }
 
-  void pack(bool skip_empty) {
-    voxels = empty_voxels();
-    pack_volume_cpu<T>(shape, density.const_data_ptr<T>(), color.const_data_ptr<T>(),
-                       voxels.mutable_data_ptr<T>());
-    if (!skip_empty) return;
-    occupied = at::empty({shape.blocks()}, options().dtype(at::kByte));
-    const int64_t found = find_occupied_cpu<T>(shape, density.const_data_ptr<T>(),
-                                               occupied.mutable_data_ptr<uint8_t>());
-    if (2 * found > shape.blocks()) occupied.reset();  // looking costs more than it saves
+  void find_empty() {
+    const int64_t blocks = BlockGrid(volume().size).count();
+    occupied = at::empty({blocks}, options().dtype(at::kByte));
+    const int64_t found = find_occupied_cpu<T>(volume(), occupied.mutable_data_ptr<uint8_t>());
+    if (2 * found > blocks) occupied.reset();  // looking costs more than it saves
   }
 
   RenderParams<T> params() const {
     RenderParams<T> p{};
-    p.volume = shape;
-    p.voxels = voxels.const_data_ptr<T>();
+    p.volume = volume();
     p.occupied = occupied.defined() ? occupied.const_data_ptr<uint8_t>() : nullptr;
     p.views = pose.size(0);
     p.height = settings.height;
     p.width = settings.width;
-    p.samples = settings.samples;
-    p.near = settings.near;
-    p.far = settings.far;
+    p.sampling = {settings.near,
+                  (settings.far - settings.near) / static_cast<double>(settings.samples),
+                  settings.samples};
     p.early_stop = settings.early_stop.value_or(std::numeric_limits<T>::epsilon());
     p.pose = pose.const_data_ptr<double>();
     p.intrinsics = intrinsics.const_data_ptr<double>();
@@ -135,10 +134,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> volume_render(
     dispatch_real(type, [&](auto zero) {
       using T = decltype(zero);
       Scene<T> scene(density, color, camera_to_world, intrinsics, settings);
-      scene.pack(true);
-      render_forward_cpu<T>(scene.params(),
-                            {rendered.mutable_data_ptr<T>(), opacity.mutable_data_ptr<T>(),
-                             depth.mutable_data_ptr<T>()});
+      scene.find_empty();
+      render_forward_cpu<T>(
+          {scene.params(),
+           {rendered.mutable_data_ptr<T>(), opacity.mutable_data_ptr<T>(),
+            depth.mutable_data_ptr<T>()}});
       return 0;
     });
   return {rendered, opacity, depth};
@@ -176,36 +176,38 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> volume_render_backwar
     using T = decltype(zero);
     Scene<T> scene(density, color, camera_to_world, intrinsics, settings);
     // Where density is zero its gradient is not, so only without it may empty space be skipped.
-    scene.pack(!need_density);
+    if (!need_density) scene.find_empty();
     const auto image = [&](const at::Tensor& t) { return t.to(scene.options()).contiguous(); };
     const at::Tensor images[] = {image(grad_color), image(grad_opacity), image(grad_depth)};
     const auto pointer = [&](int i) { return images[i].template const_data_ptr<T>(); };
-    at::Tensor voxels, pose, focal;
-    if (need_density || need_color) voxels = scene.empty_voxels().zero_();
+    const auto grid = [&](const at::Tensor& t) {
+      auto zeros = at::empty(t.sizes(), scene.options());
+      prefer_huge_pages(zeros.mutable_data_ptr(), zeros.nbytes());
+      return zeros.zero_();
+    };
+    auto& [grad_volume, grad_field, grad_pose, grad_intrinsics] = result;
+    RenderBackward<T> b{};
+    b.params = scene.params();
+    b.grad = {pointer(0), pointer(1), pointer(2)};
+    if (need_density) {
+      grad_volume = grid(density);
+      b.density = grad_volume.template mutable_data_ptr<T>();
+    }
+    if (need_color) {
+      grad_field = grid(color);
+      b.color = grad_field.template mutable_data_ptr<T>();
+    }
+    at::Tensor pose, focal;
     if (need_cameras) {
       pose = at::zeros(scene.pose.sizes(), scene.pose.options());
       focal = at::zeros(scene.intrinsics.sizes(), scene.pose.options());
+      b.pose = pose.template mutable_data_ptr<double>();
+      b.intrinsics = focal.template mutable_data_ptr<double>();
     }
-    RenderGradients<T> g{};
-    g.grad = {pointer(0), pointer(1), pointer(2)};
-    if (voxels.defined()) g.voxels = voxels.mutable_data_ptr<T>();
-    if (need_cameras) {
-      g.pose = pose.template mutable_data_ptr<double>();
-      g.intrinsics = focal.template mutable_data_ptr<double>();
-    }
-    render_backward_cpu<T>(scene.params(), g);
-    scene.voxels.reset();
+    render_backward_cpu<T>(b);
 
-    auto& [grad_volume, grad_field, grad_pose, grad_intrinsics] = result;
-    if (voxels.defined()) {
-      if (need_density) grad_volume = at::empty(density.sizes(), scene.options());
-      if (need_color) grad_field = at::empty(color.sizes(), scene.options());
-      unpack_volume_cpu<T>(scene.shape, voxels.const_data_ptr<T>(),
-                           need_density ? grad_volume.template mutable_data_ptr<T>() : nullptr,
-                           need_color ? grad_field.template mutable_data_ptr<T>() : nullptr);
-      grad_volume = grad_volume.to(density.scalar_type());
-      grad_field = grad_field.to(color.scalar_type());
-    }
+    grad_volume = grad_volume.to(density.scalar_type());
+    grad_field = grad_field.to(color.scalar_type());
     if (need_cameras) {
       grad_pose = at::zeros(camera_to_world.sizes(), camera_to_world.options());
       grad_pose.narrow(1, 0, 3).copy_(pose);
