@@ -6,7 +6,11 @@
 namespace latentdem {
 namespace cuda {
 
-void implement(torch::Library& library) { library.impl("blur_conv2d", blur_conv2d); }
+void implement(torch::Library& library) {
+  library.impl("blur_conv2d", blur_conv2d);
+  library.impl("volume_render", volume_render);
+  library.impl("volume_render_backward", volume_render_backward);
+}
 
 }  // namespace cuda
 }  // namespace latentdem

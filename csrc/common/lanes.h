@@ -9,7 +9,7 @@
 
 namespace latentdem {
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(LATENTDEM_CUDA_EMULATION)
 
 template <class T, int N>
 struct alignas(16) Lanes {

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 
 #include "volume_render/volume_render.h"
 
@@ -82,18 +81,8 @@ inline Corners<T> load(const Volume<T>& v, const Cell<T>& cell) {
 template <class T>
 inline int64_t empty_run(const RenderParams<T>& p, const Segment<T>& s, const Cell<T>& cell,
                          int64_t k) {
-  constexpr int kBits = BlockGrid::kBits;
-  const BlockGrid blocks(p.volume.size);
-  const Int4 block = cell.corner >> kBits;
-  if (p.occupied[(block[2] * blocks.y + block[1]) * blocks.x + block[0]] != 0) return 0;
-  T samples = std::numeric_limits<int32_t>::max();
-  for (int i = 0; i < 3; ++i) {
-    if (s.step[i] == 0) continue;
-    const int32_t wall = (block[i] + (s.step[i] > 0 ? 1 : 0)) << kBits;
-    const T here = static_cast<T>(cell.corner[i]) + cell.fraction[i];
-    samples = std::min(samples, (static_cast<T>(wall) - here) / s.step[i]);
-  }
-  return std::min(s.count - k, std::max<int64_t>(static_cast<int64_t>(samples), 1));
+  if (p.occupied[BlockGrid(p.volume.size).index(cell.corner)] != 0) return 0;
+  return std::min<int64_t>(s.count - k, samples_in_block(s, cell));
 }
 
 }  // namespace LATENTDEM_ISA

@@ -10,19 +10,6 @@
 
 namespace latentdem {
 
-// Occupancy: one byte for every kBlock^3 cells, in padded coordinates (of the first corner).
-struct BlockGrid {
-  static constexpr int kBits = 3;
-  static constexpr int64_t kBlock = int64_t{1} << kBits;
-  int64_t x, y, z;  // blocks
-
-  LATENTDEM_HD explicit BlockGrid(const int64_t* size)
-      : x((size[0] + 2) / kBlock + 1),
-        y((size[1] + 2) / kBlock + 1),
-        z((size[2] + 2) / kBlock + 1) {}
-  LATENTDEM_HD int64_t count() const { return x * y * z; }
-};
-
 // occupied[block] = 1 where any corner of any cell of the block has a density other than zero.
 // Returns the number of occupied blocks.
 template <class T>

@@ -73,8 +73,8 @@ LATENTDEM_HD void accumulate_camera_gradient(const Ray& ray, const double* pose,
   }
 }
 
-// Padded voxel coordinate of world coordinate x along an axis of n voxels: voxel_scale x + voxel_center.
-// As in grid_sample(align_corners=True), an axis of one voxel is constant everywhere.
+// Padded voxel coordinate of world coordinate x along an axis of n voxels: voxel_scale x +
+// voxel_center. As in grid_sample(align_corners=True), an axis of one voxel is constant everywhere.
 LATENTDEM_HD double voxel_scale(int64_t n) { return 0.5 * static_cast<double>(n - 1); }
 LATENTDEM_HD double voxel_center(int64_t n) { return voxel_scale(n) + 1; }
 
@@ -161,6 +161,37 @@ LATENTDEM_HD bool is_inside(const int64_t* size, const Cell<T>& cell) {
   };
   return fits(cell.corner[0], size[0]) && fits(cell.corner[1], size[1]) &&
          fits(cell.corner[2], size[2]);
+}
+
+// Occupancy: one byte for every kBlock^3 cells, in padded coordinates (of the first corner).
+struct BlockGrid {
+  static constexpr int kBits = 3;
+  static constexpr int64_t kBlock = int64_t{1} << kBits;
+  int64_t x, y, z;  // blocks
+
+  LATENTDEM_HD explicit BlockGrid(const int64_t* size)
+      : x((size[0] + 2) / kBlock + 1),
+        y((size[1] + 2) / kBlock + 1),
+        z((size[2] + 2) / kBlock + 1) {}
+  LATENTDEM_HD int64_t count() const { return x * y * z; }
+  LATENTDEM_HD int64_t index(const Int4& corner) const {
+    return ((corner[2] >> kBits) * y + (corner[1] >> kBits)) * x + (corner[0] >> kBits);
+  }
+};
+
+// How many samples, from the one in `cell` on, certainly lie in the same block; at least one.
+template <class T>
+LATENTDEM_HD int32_t samples_in_block(const Segment<T>& s, const Cell<T>& cell) {
+  auto samples = static_cast<T>(1 << 30);
+  for (int i = 0; i < 3; ++i) {
+    if (s.step[i] == 0) continue;
+    const int32_t block = cell.corner[i] >> BlockGrid::kBits;
+    const int32_t wall = (block + (s.step[i] > 0 ? 1 : 0)) << BlockGrid::kBits;
+    const T here = static_cast<T>(cell.corner[i]) + cell.fraction[i];
+    const T until = (static_cast<T>(wall) - here) / s.step[i];
+    samples = until < samples ? until : samples;
+  }
+  return samples > 1 ? static_cast<int32_t>(samples) : 1;
 }
 
 // The grid as the caller stores it: density [D,H,W] and color [3,D,H,W], in any strides.
@@ -293,6 +324,8 @@ struct PixelGradient {
   Four<T> value;  // in depth, red, green, blue
   T opacity;
   T behind;
+
+  LATENTDEM_HD T worth(const Sample<T>& s) const { return sum<T>(value * s.value) + opacity; }
 };
 
 // The gradient in a sample's density; that in its colour is weight times the pixel's.
@@ -310,7 +343,7 @@ struct SampleGradient {
 // To be called from the last sample to the first.
 template <class T>
 LATENTDEM_HD SampleGradient<T> sample_gradient(const Sample<T>& s, T dt, PixelGradient<T>& pixel) {
-  const T worth = sum<T>(pixel.value * s.value) + pixel.opacity;
+  const T worth = pixel.worth(s);
   const SampleGradient<T> g{dt * (s.beyond * worth - pixel.behind), s.weight()};
   pixel.behind += g.weight * worth;
   return g;
