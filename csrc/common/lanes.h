@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/macros.h"
 
@@ -64,6 +65,10 @@ template <class T>
 LATENTDEM_HD Eight<T> join(const Four<T>& low, const Four<T>& high) {
   return {{low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]}};
 }
+template <class T>
+LATENTDEM_HD Eight<T> load_eight(const T* from) {
+  return {{from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7]}};
+}
 
 #else
 
@@ -71,11 +76,13 @@ template <class T>
 struct HostLanes;
 template <>
 struct HostLanes<float> {
+  typedef float Two __attribute__((vector_size(8)));
   typedef float Four __attribute__((vector_size(16)));
   typedef float Eight __attribute__((vector_size(32)));
 };
 template <>
 struct HostLanes<double> {
+  typedef double Two __attribute__((vector_size(16)));
   typedef double Four __attribute__((vector_size(32)));
   typedef double Eight __attribute__((vector_size(64)));
 };
@@ -104,6 +111,12 @@ LATENTDEM_HD Four<T> high_half(const Eight<T>& v) {
 template <class T>
 LATENTDEM_HD Eight<T> join(const Four<T>& low, const Four<T>& high) {
   return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+template <class T>
+LATENTDEM_HD Eight<T> load_eight(const T* from) {  // unaligned
+  Eight<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
 }
 
 #endif

@@ -19,68 +19,37 @@ struct Pixel {
   bool inside;  // the image, which need not be a multiple of the tile
 };
 
-struct TileGrid {
-  int64_t height, width, rows, columns;
+struct Tile {
+  int64_t view, row, column;  // of the tile
 
   template <class T>
-  explicit TileGrid(const RenderParams<T>& p)
-      : height(p.height),
-        width(p.width),
-        rows((p.height + kTile - 1) / kTile),
-        columns((p.width + kTile - 1) / kTile) {}
-
-  int64_t per_view() const { return rows * columns; }
-  int64_t view(int64_t tile) const { return tile / per_view(); }
-  Pixel pixel(int64_t tile, int64_t slot) const {
-    const int64_t row = tile % per_view() / columns * kTile + slot / kTile;
-    const int64_t column = tile % columns * kTile + slot % kTile;
-    return {row, column, row < height && column < width};
+  Pixel pixel(const RenderParams<T>& p, int64_t slot) const {
+    const int64_t y = row * kTile + slot / kTile, x = column * kTile + slot % kTile;
+    return {y, x, y < p.height && x < p.width};
   }
 };
+
+LATENTDEM_HD int64_t tile_count(int64_t pixels) { return (pixels + kTile - 1) / kTile; }
 
 constexpr int64_t kAhead = 8;  // samples between asking for memory and reading it
 
 // Asks for the corners that sample k will read. Past the end of a ray the address may lie
-// anywhere; a prefetch does not fault.
+// anywhere; a prefetch does not fault. (Always inlined: GCC drops calls that only prefetch.)
 template <class T>
-inline void prefetch(const Volume<T>& v, const Segment<T>& s, int64_t k) {
-  const Int4 corner = locate(s, k).corner;
-  const auto at = [](const T* p, int64_t elements) {
-    return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + elements * sizeof(T));
-  };
-  const auto rows = [](const char* p, const int64_t* stride) {
-    const int64_t y = stride[1] * static_cast<int64_t>(sizeof(T));
-    const int64_t z = stride[2] * static_cast<int64_t>(sizeof(T));
-    __builtin_prefetch(p);
-    __builtin_prefetch(p + y);
-    __builtin_prefetch(p + z);
-    __builtin_prefetch(p + y + z);
-  };
-  rows(at(v.density, voxel_offset(v.density_stride, corner)), v.density_stride);
-  const char* red = at(v.color, voxel_offset(v.color_stride, corner));
-  const int64_t channel = v.channel_stride * static_cast<int64_t>(sizeof(T));
-  for (int c = 0; c < 3; ++c) rows(red + c * channel, v.color_stride);
-}
-
-// Not inlined: seldom needed.
-template <class T>
-[[gnu::noinline]] void load_border(const Volume<T>& v, const Cell<T>& cell, Corners<T>& out) {
-  out = load_border_corners(v, cell);
-}
-
-template <class T>
-inline Corners<T> load(const Volume<T>& v, const Cell<T>& cell) {
-  if (is_inside(v.size, cell)) [[likely]]
-    return load_corners(v, cell);
-  Corners<T> corners;
-  load_border(v, cell, corners);
-  return corners;
+LATENTDEM_HD void prefetch(const PackedVolume<T>& v, const Segment<T>& s, int64_t k) {
+  const Int4 corner = locate(s, std::min(k, s.count - 1)).corner;
+  const Plane near = v.planes[corner[2]], far = v.planes[corner[2] + 1];
+  const T *a = v.at(near, corner), *b = v.at(far, corner);
+  __builtin_prefetch(a);
+  __builtin_prefetch(a + 4 * near.row);
+  __builtin_prefetch(b);
+  __builtin_prefetch(b + 4 * far.row);
 }
 
 // How many samples from k on, at least 0, certainly lie in the same empty block.
 template <class T>
-inline int64_t empty_run(const RenderParams<T>& p, const Segment<T>& s, const Cell<T>& cell,
-                         int64_t k) {
+LATENTDEM_HD int64_t empty_run(const RenderParams<T>& p, const Segment<T>& s, const Cell<T>& cell,
+                               int64_t k) {
   if (p.occupied[BlockGrid(p.volume.size).index(cell.corner)] != 0) return 0;
   return std::min<int64_t>(s.count - k, samples_in_block(s, cell));
 }

@@ -3,18 +3,19 @@
 
 #include "common/parallel.h"
 #include "volume_render/volume_march.h"
+#include "volume_render/volume_window.h"
 
 namespace latentdem {
 namespace LATENTDEM_ISA {
 namespace {
 
 template <class T>
-void forward_tile(const RenderParams<T>& p, const RenderImages<T>& out, int64_t tile) {
-  const TileGrid tiles(p);
-  const int64_t view = tiles.view(tile), pixels = p.height * p.width;
+void forward_tile(const RenderForward<T>& f, const PackedVolume<T>& packed, const Tile& tile) {
+  const RenderParams<T>& p = f.params;
+  const int64_t view = tile.view, pixels = p.height * p.width;
   const T dt = static_cast<T>(p.sampling.step), stop = static_cast<T>(p.early_stop);
   for (int64_t slot = 0; slot < kRays; ++slot) {
-    const Pixel at = tiles.pixel(tile, slot);
+    const Pixel at = tile.pixel(p, slot);
     if (!at.inside) continue;
     const Ray ray = make_ray(p.pose + 12 * view, p.intrinsics + 4 * view, at.row, at.column);
     Four<T> total{};  // depth, red, green, blue
@@ -23,15 +24,13 @@ void forward_tile(const RenderParams<T>& p, const RenderImages<T>& out, int64_t 
       const Segment<T> s = clip_ray<T>(p.volume.size, p.sampling, ray);
       for (int64_t k = 0; k < s.count; ++k) {
         const Cell<T> cell = locate(s, k);
-        if (p.occupied != nullptr) {
-          const int64_t empty = empty_run(p, s, cell, k);
-          if (empty > 0) {
+        if (p.occupied != nullptr)
+          if (const int64_t empty = empty_run(p, s, cell, k); empty > 0) {
             k += empty - 1;
             continue;
           }
-        }
-        prefetch(p.volume, s, k + kAhead);
-        const Four<T> voxel = interpolate<T>(load(p.volume, cell), cell.fraction);
+        prefetch(packed, s, k + kAhead);
+        const Four<T> voxel = interpolate<T>(load_corners(packed, cell), cell.fraction);
         const Sample<T> sample = composite<T>(voxel, s.distance(k, dt), dt, transmittance);
         total += sample.weight() * sample.value;
         transmittance = sample.beyond;
@@ -42,9 +41,9 @@ void forward_tile(const RenderParams<T>& p, const RenderImages<T>& out, int64_t 
       total += transmittance - Four<T>{};
     }
     const int64_t pixel = at.row * p.width + at.column;
-    for (int c = 0; c < 3; ++c) out.color[(3 * view + c) * pixels + pixel] = total[c + 1];
-    out.opacity[view * pixels + pixel] = 1 - transmittance;
-    out.depth[view * pixels + pixel] = total[0];
+    for (int c = 0; c < 3; ++c) f.out.color[(3 * view + c) * pixels + pixel] = total[c + 1];
+    f.out.opacity[view * pixels + pixel] = 1 - transmittance;
+    f.out.depth[view * pixels + pixel] = total[0];
   }
 }
 
@@ -53,8 +52,12 @@ void forward_tile(const RenderParams<T>& p, const RenderImages<T>& out, int64_t 
 template <class T>
 void render_forward_cpu(const RenderForward<T>& f) {
   const RenderParams<T>& p = f.params;
-  parallel_tasks(p.views * TileGrid(p).per_view(),
-                 [&](int64_t tile) { forward_tile<T>(p, f.out, tile); });
+  Window<T> window(p.volume);
+  window.pack_everything();
+  const int64_t rows = tile_count(p.height), columns = tile_count(p.width);
+  parallel_tasks(p.views * rows * columns, [&](int64_t i) {
+    forward_tile<T>(f, window.packed(), {i / (rows * columns), i / columns % rows, i % columns});
+  });
 }
 
 template void render_forward_cpu<float>(const RenderForward<float>&);

@@ -153,16 +153,6 @@ LATENTDEM_HD Cell<T> locate(const Segment<T>& s, int64_t k) {
   return {position - convert<T>(corner), corner};
 }
 
-// Whether all corners are voxels, and none is padding.
-template <class T>
-LATENTDEM_HD bool is_inside(const int64_t* size, const Cell<T>& cell) {
-  const auto fits = [](int32_t corner, int64_t n) {
-    return static_cast<uint64_t>(corner - int64_t{1}) < static_cast<uint64_t>(n - 1);
-  };
-  return fits(cell.corner[0], size[0]) && fits(cell.corner[1], size[1]) &&
-         fits(cell.corner[2], size[2]);
-}
-
 // Occupancy: one byte for every kBlock^3 cells, in padded coordinates (of the first corner).
 struct BlockGrid {
   static constexpr int kBits = 3;
@@ -204,53 +194,59 @@ struct Volume {
   int64_t channel_stride;
 };
 
-template <class I>
-LATENTDEM_HD int64_t voxel_offset(const int64_t* stride, const I& corner) {
-  return (corner[2] - 1) * stride[2] + (corner[1] - 1) * stride[1] + (corner[0] - 1) * stride[0];
+// (density, red, green, blue) at padded voxel x, y, z: zero outside the grid.
+template <class T>
+LATENTDEM_HD Four<T> read_voxel(const Volume<T>& v, int64_t x, int64_t y, int64_t z) {
+  Four<T> voxel{};
+  if (x < 1 || x > v.size[0] || y < 1 || y > v.size[1] || z < 1 || z > v.size[2]) return voxel;
+  const auto offset = [&](const int64_t* stride) {
+    return (x - 1) * stride[0] + (y - 1) * stride[1] + (z - 1) * stride[2];
+  };
+  voxel[0] = v.density[offset(v.density_stride)];
+  const T* red = v.color + offset(v.color_stride);
+  for (int c = 0; c < 3; ++c) voxel[c + 1] = red[c * v.channel_stride];
+  return voxel;
 }
 
-// (density, red, green, blue) at the corners of a cell: pair[y + 2 z] holds x = 0 and x = 1.
+// Values at the corners of a cell: pair[y + 2 z] holds the four at x = 0, then those at x = 1.
 template <class T>
 struct Corners {
   Eight<T> pair[4];
 };
 
+// From the caller's grid.
 template <class T>
 LATENTDEM_HD Corners<T> load_corners(const Volume<T>& v, const Cell<T>& cell) {
-  const T* density = v.density + voxel_offset(v.density_stride, cell.corner);
-  const T* red = v.color + voxel_offset(v.color_stride, cell.corner);
-  const T *green = red + v.channel_stride, *blue = green + v.channel_stride;
-  const int64_t d = v.density_stride[0], c = v.color_stride[0];
   Corners<T> corners;
   for (int i = 0; i < 4; ++i) {
-    const int64_t y = i & 1, z = i >> 1;
-    const int64_t m = y * v.density_stride[1] + z * v.density_stride[2];
-    const int64_t n = y * v.color_stride[1] + z * v.color_stride[2];
-    corners.pair[i] = Eight<T>{density[m],     red[n],     green[n],     blue[n],
-                               density[m + d], red[n + c], green[n + c], blue[n + c]};
+    const int64_t x = cell.corner[0], y = cell.corner[1] + (i & 1), z = cell.corner[2] + (i >> 1);
+    corners.pair[i] = join<T>(read_voxel(v, x, y, z), read_voxel(v, x + 1, y, z));
   }
   return corners;
 }
 
-// The same where some corners may be padding, which is zero.
+// A copy of the grid, or of a part of it, that keeps the four numbers of a voxel together:
+// padded voxel x, y, z at voxels + 4 (planes[z].start + y planes[z].row + x).
+struct Plane {
+  int64_t start, row;
+};
 template <class T>
-LATENTDEM_HD Corners<T> load_border_corners(const Volume<T>& v, const Cell<T>& cell) {
-  Corners<T> corners;
-  for (int i = 0; i < 4; ++i) {
-    corners.pair[i] = Eight<T>{};
-    for (int x = 0; x < 2; ++x) {
-      const int64_t at[3] = {cell.corner[0] + x, cell.corner[1] + (i & 1),
-                             cell.corner[2] + (i >> 1)};
-      bool exists = true;
-      for (int j = 0; j < 3; ++j) exists = exists && at[j] >= 1 && at[j] <= v.size[j];
-      if (!exists) continue;
-      corners.pair[i][4 * x] = v.density[voxel_offset(v.density_stride, at)];
-      for (int c = 0; c < 3; ++c)
-        corners.pair[i][4 * x + 1 + c] =
-            v.color[voxel_offset(v.color_stride, at) + c * v.channel_stride];
-    }
+struct PackedVolume {
+  const T* voxels;
+  const Plane* planes;
+
+  LATENTDEM_HD const T* at(const Plane& p, const Int4& corner) const {
+    return voxels + 4 * (p.start + corner[1] * p.row + corner[0]);
   }
-  return corners;
+};
+
+// From a packed grid: four loads of eight numbers, since x and x + 1 are neighbours in memory.
+template <class T>
+LATENTDEM_HD Corners<T> load_corners(const PackedVolume<T>& v, const Cell<T>& cell) {
+  const Plane near = v.planes[cell.corner[2]], far = v.planes[cell.corner[2] + 1];
+  const T *a = v.at(near, cell.corner), *b = v.at(far, cell.corner);
+  return {{load_eight(a), load_eight(a + 4 * near.row), load_eight(b),
+           load_eight(b + 4 * far.row)}};
 }
 
 template <class T>
@@ -278,15 +274,25 @@ LATENTDEM_HD Four<T> interpolate_slopes(const Corners<T>& corners, const Four<T>
 // The transpose of interpolate: what a gradient gives to each corner.
 template <class T>
 LATENTDEM_HD Corners<T> spread(const Four<T>& gradient, const Four<T>& f) {
-  const Four<T> right = f[0] * gradient, left = gradient - right;
-  const Eight<T> both = join<T>(left, right);
+  const Four<T> right = f[0] * gradient;
+  const Eight<T> both = join<T>(gradient - right, right);
   const Eight<T> bottom = f[2] * both, top = both - bottom;
   const Eight<T> top_far = f[1] * top, bottom_far = f[1] * bottom;
   return {{top - top_far, top_far, bottom - bottom_far, bottom_far}};
 }
 
-// Calls add(offset, gradient) for every corner that is a voxel; offsets are those of a
-// contiguous [D,H,W].
+// Whether all corners are voxels of the grid, and none is padding.
+template <class T>
+LATENTDEM_HD bool is_inside(const int64_t* size, const Cell<T>& cell) {
+  const auto fits = [](int32_t corner, int64_t n) {
+    return static_cast<uint64_t>(corner - int64_t{1}) < static_cast<uint64_t>(n - 1);
+  };
+  return fits(cell.corner[0], size[0]) && fits(cell.corner[1], size[1]) &&
+         fits(cell.corner[2], size[2]);
+}
+
+// Calls add(offset, gradient) for every corner that is a voxel of the grid; offsets are those of
+// a contiguous [D,H,W].
 template <class T, class Add>
 LATENTDEM_HD void for_each_corner(const int64_t* size, const Cell<T>& cell,
                                   const Corners<T>& gradient, const Add& add) {
@@ -312,9 +318,9 @@ struct Sample {
 // voxel holds density, red, green, blue.
 template <class T>
 LATENTDEM_HD Sample<T> composite(const Four<T>& voxel, T t, T dt, T before) {
-  Sample<T> s{voxel, before, before * inline_exp(-voxel[0] * dt)};
-  s.value[0] = t;
-  return s;
+  Four<T> value = voxel;
+  value[0] = t;
+  return {value, before, before * inline_exp(-voxel[0] * dt)};
 }
 
 // The loss' gradient in the outputs of a pixel, and the sum of weight_j worth_j over the samples
