@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format sanitize fuzz bench build evaluate clean
+.PHONY: help demo test lint format sanitize fuzz bench build cuda-report evaluate clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_volume_render.py
 	$(BIN)/python python/benchmarks/bench_scaling.py
 	$(BIN)/python python/benchmarks/plots.py
+	$(BIN)/python python/benchmarks/tables.py
+
+cuda-report: build  ## Registers, occupancy and roofline of the CUDA kernels; needs nvcc, no GPU
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python python/benchmarks/cuda_report.py
 	$(BIN)/python python/benchmarks/tables.py
 
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables

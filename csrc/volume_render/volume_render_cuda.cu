@@ -7,46 +7,33 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Size {
-  int64_t n[3];  // W, H, D
-};
-
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    pack_grid(Size size, const T* density, const T* color, T* voxels) {
-  const int64_t width = size.n[0] + 2, height = size.n[1] + 2, depth = size.n[2] + 2;
-  const int64_t channel = size.n[0] * size.n[1] * size.n[2];
-  for (int64_t i = thread_index(); i < width * height * depth; i += thread_count()) {
-    const int64_t x = i % width - 1, y = i / width % height - 1, z = i / (width * height) - 1;
-    Four<T> voxel{};
-    if (x >= 0 && x < size.n[0] && y >= 0 && y < size.n[1] && z >= 0 && z < size.n[2]) {
-      const int64_t at = (z * size.n[1] + y) * size.n[0] + x;
-      voxel[0] = density[at];
-      for (int c = 0; c < 3; ++c) voxel[c + 1] = color[c * channel + at];
-    }
-    store_four(voxels + 4 * i, voxel);
-  }
+__global__ void __launch_bounds__(kThreads) pack_grid(Volume<T> v, T* voxels) {
+  const int64_t width = v.size[0] + 2, height = v.size[1] + 2, count = padded_count(v.size);
+  for (int64_t i = thread_index(); i < count; i += thread_count())
+    store_four(voxels + 4 * i, read_voxel(v, i % width, i / width % height, i / (width * height)));
 }
 
 // One warp per block of cells.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    find_occupied(Size size, const T* density, uint8_t* occupied) {
+__global__ void __launch_bounds__(kThreads) find_occupied(Volume<T> v, uint8_t* occupied) {
   constexpr int side = BlockGrid::kBlock + 1;  // voxels
-  const BlockGrid blocks(size.n);
+  const BlockGrid blocks(v.size);
   const int lane = static_cast<int>(threadIdx.x % 32);
   for (int64_t block = thread_index() / 32; block < blocks.count(); block += thread_count() / 32) {
-    const int64_t left = block % blocks.x * BlockGrid::kBlock - 1;
-    const int64_t top = block / blocks.x % blocks.y * BlockGrid::kBlock - 1;
-    const int64_t front = block / (blocks.x * blocks.y) * BlockGrid::kBlock - 1;
+    const int64_t left = block % blocks.x * BlockGrid::kBlock;
+    const int64_t top = block / blocks.x % blocks.y * BlockGrid::kBlock;
+    const int64_t front = block / (blocks.x * blocks.y) * BlockGrid::kBlock;
     bool found = false;
     for (int first = 0; first < side * side * side && !found; first += 32) {
       const int i = first + lane;
       const int64_t x = left + i % side, y = top + i / side % side, z = front + i / (side * side);
-      const bool exists = i < side * side * side && x >= 0 && x < size.n[0] && y >= 0 &&
-                          y < size.n[1] && z >= 0 && z < size.n[2];
-      found = __any_sync(kFullWarp,
-                         exists && density[(z * size.n[1] + y) * size.n[0] + x] != T(0)) != 0;
+      bool filled = i < side * side * side && is_voxel(v.size, x, y, z);
+      if (filled) {
+        const int64_t* stride = v.density_stride;
+        filled = v.density[(x - 1) * stride[0] + (y - 1) * stride[1] + (z - 1) * stride[2]] != T(0);
+      }
+      found = __any_sync(kFullWarp, filled) != 0;
     }
     if (lane == 0) occupied[block] = found ? 1 : 0;
   }
@@ -94,19 +81,15 @@ __global__ void __launch_bounds__(kRenderThreads)
 }  // namespace
 
 template <class T>
-void pack_grid_cuda(const int64_t* size, const T* density, const T* color, T* voxels,
-                    cudaStream_t stream) {
-  const Size s{{size[0], size[1], size[2]}};
-  LDEM_LAUNCH(pack_grid<T>, grid_size(padded_count(size), kThreads), kThreads, 0, stream, s,
-              density, color, voxels);
+void pack_grid_cuda(const Volume<T>& v, T* voxels, cudaStream_t stream) {
+  LDEM_LAUNCH(pack_grid<T>, grid_size(padded_count(v.size), kThreads), kThreads, 0, stream, v,
+              voxels);
 }
 
 template <class T>
-void find_occupied_cuda(const int64_t* size, const T* density, uint8_t* occupied,
-                        cudaStream_t stream) {
-  const Size s{{size[0], size[1], size[2]}};
-  LDEM_LAUNCH(find_occupied<T>, grid_size(BlockGrid(size).count(), kThreads / 32), kThreads, 0,
-              stream, s, density, occupied);
+void find_occupied_cuda(const Volume<T>& v, uint8_t* occupied, cudaStream_t stream) {
+  LDEM_LAUNCH(find_occupied<T>, grid_size(BlockGrid(v.size).count(), kThreads / 32), kThreads, 0,
+              stream, v, occupied);
 }
 
 template <class T>
@@ -117,8 +100,8 @@ void render_forward_cuda(const RenderParams<T>& p, const T* voxels, const Render
 }
 
 #define LATENTDEM_INSTANTIATE(T)                                                                 \
-  template void pack_grid_cuda<T>(const int64_t*, const T*, const T*, T*, cudaStream_t);         \
-  template void find_occupied_cuda<T>(const int64_t*, const T*, uint8_t*, cudaStream_t);         \
+  template void pack_grid_cuda<T>(const Volume<T>&, T*, cudaStream_t);                           \
+  template void find_occupied_cuda<T>(const Volume<T>&, uint8_t*, cudaStream_t);                 \
   template void render_forward_cuda<T>(const RenderParams<T>&, const T*, const RenderImages<T>&, \
                                        cudaStream_t);
 LATENTDEM_INSTANTIATE(float)

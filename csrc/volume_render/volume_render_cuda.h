@@ -1,5 +1,5 @@
 // Launchers of the renderer's CUDA kernels: device memory, contiguous, no tensors. Letters as in
-// volume_render.h; of RenderParams::volume they read the size only.
+// volume_render.h; of RenderParams::volume marches read the size only.
 //
 // The grid is packed: density, red, green and blue of a voxel side by side, with one layer of
 // zeros around it, so that a lookup is eight aligned loads and the fading border no branch.
@@ -28,15 +28,13 @@ struct RenderTiles {
   LATENTDEM_HD int64_t count() const { return per_view() * views; }
 };
 
-// density [D,H,W], color [3,D,H,W] -> voxels [D+2,H+2,W+2,4]
+// -> voxels [D+2,H+2,W+2,4]
 template <class T>
-void pack_grid_cuda(const int64_t* size, const T* density, const T* color, T* voxels,
-                    cudaStream_t stream);
+void pack_grid_cuda(const Volume<T>& v, T* voxels, cudaStream_t stream);
 
 // occupied[block] = whether any corner of any cell of the block has a density other than zero.
 template <class T>
-void find_occupied_cuda(const int64_t* size, const T* density, uint8_t* occupied,
-                        cudaStream_t stream);
+void find_occupied_cuda(const Volume<T>& v, uint8_t* occupied, cudaStream_t stream);
 
 template <class T>
 void render_forward_cuda(const RenderParams<T>& p, const T* voxels, const RenderImages<T>& out,

@@ -17,20 +17,20 @@ namespace {
 template <class T>
 struct PackedScene {
   Scene<T> scene;
-  at::Tensor density, color, voxels, occupied;
+  at::Tensor voxels, occupied;
 
-  PackedScene(const Scene<T>& scene_, bool skips, cudaStream_t stream)
-      : scene(scene_), density(scene_.density.contiguous()), color(scene_.color.contiguous()) {
-    const auto volume = scene.volume();
+  PackedScene(const Scene<T>& scene_, bool skips, cudaStream_t stream) : scene(scene_) {
+    scene.density = scene.density.contiguous();
+    scene.color = scene.color.contiguous();
+    auto volume = scene.volume();
+    volume.density = device_data<T>(scene.density, "density");
+    volume.color = device_data<T>(scene.color, "color");
     voxels = device_empty({padded_count(volume.size) * 4}, scene.options(), "voxels");
-    pack_grid_cuda<T>(volume.size, device_data<T>(density, "density"),
-                      device_data<T>(color, "color"), mutable_device_data<T>(voxels, "voxels"),
-                      stream);
+    pack_grid_cuda<T>(volume, mutable_device_data<T>(voxels, "voxels"), stream);
     if (!skips) return;
-    occupied = device_empty({BlockGrid(volume.size).count()}, scene.options().dtype(at::kByte),
-                            "occupied");
-    find_occupied_cuda<T>(volume.size, device_data<T>(density, "density"),
-                          mutable_device_data<uint8_t>(occupied, "occupied"), stream);
+    const auto bytes = scene.options().dtype(at::kByte);
+    occupied = device_empty({BlockGrid(volume.size).count()}, bytes, "occupied");
+    find_occupied_cuda<T>(volume, mutable_device_data<uint8_t>(occupied, "occupied"), stream);
   }
 
   RenderParams<T> params() const {

@@ -194,11 +194,16 @@ struct Volume {
   int64_t channel_stride;
 };
 
+// Whether padded voxel x, y, z is a voxel of the grid.
+LATENTDEM_HD bool is_voxel(const int64_t* size, int64_t x, int64_t y, int64_t z) {
+  return x >= 1 && x <= size[0] && y >= 1 && y <= size[1] && z >= 1 && z <= size[2];
+}
+
 // (density, red, green, blue) at padded voxel x, y, z: zero outside the grid.
 template <class T>
 LATENTDEM_HD Four<T> read_voxel(const Volume<T>& v, int64_t x, int64_t y, int64_t z) {
   Four<T> voxel{};
-  if (x < 1 || x > v.size[0] || y < 1 || y > v.size[1] || z < 1 || z > v.size[2]) return voxel;
+  if (!is_voxel(v.size, x, y, z)) return voxel;
   const auto offset = [&](const int64_t* stride) {
     return (x - 1) * stride[0] + (y - 1) * stride[1] + (z - 1) * stride[2];
   };
@@ -245,8 +250,8 @@ template <class T>
 LATENTDEM_HD Corners<T> load_corners(const PackedVolume<T>& v, const Cell<T>& cell) {
   const Plane near = v.planes[cell.corner[2]], far = v.planes[cell.corner[2] + 1];
   const T *a = v.at(near, cell.corner), *b = v.at(far, cell.corner);
-  return {{load_eight(a), load_eight(a + 4 * near.row), load_eight(b),
-           load_eight(b + 4 * far.row)}};
+  return {
+      {load_eight(a), load_eight(a + 4 * near.row), load_eight(b), load_eight(b + 4 * far.row)}};
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-"""Rewrite the tables between the markers of README.md from ``results/*.json``.
+"""Rewrite the tables between the markers of the documents from ``results/*.json``.
 
 ``--check`` only compares, for the tests.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _load(name: str) -> dict[str, Any] | None:
@@ -69,23 +69,56 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
-def render(text: str) -> str:
-    """README with fresh tables."""
-    for name, table in (("quality", quality_table()), ("speed", speed_table())):
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+def cuda_table() -> str:
+    """What is known of the CUDA kernels without a GPU."""
+    document = _load("cuda")
+    if document is None:
+        raise SystemExit("results/cuda.json is missing: run cuda_report.py")
+    registers = {(k["name"], k["architecture"]): k["registers"] for k in document["kernels"]}
+    architectures = {name: d["architecture"] for name, d in document["devices"].items()}
+    lines = ["| call | at least | kernels: registers, occupancy |", "|---|---|---|"]
+
+    def both(values: dict[str, str]) -> str:
+        return " / ".join(values[name] for name in architectures)
+
+    for row in document["rows"]:
+        bound = both({name: f"{row['milliseconds'][name]:.2f}" for name in architectures})
+        kernels = {}
+        for launch in row["launches"]:
+            name = launch["kernel"]
+            used = both({d: str(registers[name, a]) for d, a in architectures.items()})
+            occupancy = both({d: f"{launch['occupancy'][d]:.0%}" for d in architectures})
+            kernels[f"`{name}` {used}, {occupancy}"] = None
+        lines.append(f"| {row['case']} | {bound} ms | {'; '.join(kernels)} |")
+    lines += ["", f"Each pair: {both({name: name for name in architectures})}."]
+    return "\n".join([*lines, "", *(f"- {text}" for text in document["assumptions"])])
+
+
+TABLES = {
+    "README.md": {"quality": quality_table, "speed": speed_table},
+    "csrc/README.md": {"cuda": cuda_table},
+}
+
+
+def render(document: str, text: str) -> str:
+    """The document with fresh tables."""
+    for name, table in TABLES[document].items():
+        pattern, fresh = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", table()
+        text, count = re.subn(pattern, lambda m, t=fresh: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"README.md has no <!-- {name} --> markers")
+            raise SystemExit(f"{document} has no <!-- {name} --> markers")
     return text
 
 
 def main() -> None:
     """Rewrite, or with ``--check`` compare."""
-    text = README.read_text()
-    fresh = render(text)
-    if "--check" in sys.argv:
-        raise SystemExit(0 if fresh == text else "README.md is stale: run tables.py")
-    README.write_text(fresh)
+    for document in TABLES:
+        text = (ROOT / document).read_text()
+        fresh = render(document, text)
+        if "--check" not in sys.argv:
+            (ROOT / document).write_text(fresh)
+        elif fresh != text:
+            raise SystemExit(f"{document} is stale: run tables.py")
 
 
 if __name__ == "__main__":
