@@ -243,3 +243,14 @@ def test_bad_arguments(emulated):
         render(emulated, density, color, pose, lens, **PLAIN.options | {"image_size": (0, 3)})
     with pytest.raises(TypeError, match="density must be float32"):
         render(emulated, density.int(), color, pose, lens, **PLAIN.options)
+
+
+def test_more_tiles_than_blocks(emulator):
+    # Blocks take a second tile: 2^14 is the most that a launch has.
+    emulator.seed(0)
+    scene = Scene((2, 2, 2), views=2**14 + 5, image=(1, 1), samples=2)
+    inputs = scene.tracked()
+    expected = ext.volume_render(*inputs, **scene.options)
+    expected = (*expected, *torch.autograd.grad(weigh(expected), inputs))
+    for a, b in zip(results(emulator.operators, scene, F64), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.detach().abs().max()))

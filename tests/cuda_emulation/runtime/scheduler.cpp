@@ -255,10 +255,10 @@ void prepare_threads() {
 void note(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
   Dl_info info{};
   dladdr(kernel, &info);
-  const size_t numbers[] = {
-      static_cast<size_t>(static_cast<const char*>(kernel) -
-                          static_cast<const char*>(info.dli_fbase)),
-      size_t{grid.x} * grid.y * grid.z, size_t{block.x} * block.y * block.z, shared_bytes};
+  const size_t numbers[] = {static_cast<size_t>(static_cast<const char*>(kernel) -
+                                                static_cast<const char*>(info.dli_fbase)),
+                            size_t{grid.x} * grid.y * grid.z, size_t{block.x} * block.y * block.z,
+                            shared_bytes};
   for (const size_t number : numbers) notes += std::to_string(number) + " ";
   notes += "\n";
 }
