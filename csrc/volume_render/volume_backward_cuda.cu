@@ -22,6 +22,8 @@ constexpr int kShared = 4;
 
 // Blocks per multiprocessor that the registers must suffice for; with one more, some spill.
 template <class T>
+constexpr int kTotalBlocks = sizeof(T) == sizeof(float) ? 6 : 4;
+template <class T>
 constexpr int kBackwardBlocks = sizeof(T) == sizeof(float) ? 4 : 2;
 
 enum class Scatter { kNone, kFloating, kFixed };
@@ -80,7 +82,8 @@ __device__ inline double summand_count(const RenderParams<T>& p) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kRenderThreads) total_rays(RenderBackwardCuda<T> b) {
+__global__ void __launch_bounds__(kRenderThreads, kTotalBlocks<T>)
+    total_rays(RenderBackwardCuda<T> b) {
   const RenderParams<T>& p = b.params;
   const RenderTiles tiles(p);
   const int64_t rays = p.views * p.height * p.width;
