@@ -50,7 +50,7 @@ LATENTDEM_HD void prefetch(const PackedVolume<T>& v, const Segment<T>& s, int64_
 // How many samples from k on, at least 0, certainly lie in the same empty block.
 template <class T>
 LATENTDEM_HD int64_t empty_run(const RenderParams<T>& p, const Segment<T>& s, const Cell<T>& cell,
-                         int64_t k) {
+                               int64_t k) {
   constexpr int kBits = BlockGrid::kBits;
   const BlockGrid blocks(p.volume.size);
   const Int4 block = cell.corner >> kBits;

@@ -73,8 +73,8 @@ LATENTDEM_HD void accumulate_camera_gradient(const Ray& ray, const double* pose,
   }
 }
 
-// Padded voxel coordinate of world coordinate x along an axis of n voxels: voxel_scale x + voxel_center.
-// As in grid_sample(align_corners=True), an axis of one voxel is constant everywhere.
+// Padded voxel coordinate of world coordinate x along an axis of n voxels: voxel_scale x +
+// voxel_center. As in grid_sample(align_corners=True), an axis of one voxel is constant everywhere.
 LATENTDEM_HD double voxel_scale(int64_t n) { return 0.5 * static_cast<double>(n - 1); }
 LATENTDEM_HD double voxel_center(int64_t n) { return voxel_scale(n) + 1; }
 
@@ -214,8 +214,8 @@ template <class T>
 LATENTDEM_HD Corners<T> load_corners(const PackedVolume<T>& v, const Cell<T>& cell) {
   const Plane near = v.planes[cell.corner[2]], far = v.planes[cell.corner[2] + 1];
   const T *a = v.at(near, cell.corner), *b = v.at(far, cell.corner);
-  return {{load_eight(a), load_eight(a + 4 * near.row), load_eight(b),
-           load_eight(b + 4 * far.row)}};
+  return {
+      {load_eight(a), load_eight(a + 4 * near.row), load_eight(b), load_eight(b + 4 * far.row)}};
 }
 
 template <class T>

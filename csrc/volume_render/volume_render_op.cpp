@@ -135,10 +135,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> volume_render(
       using T = decltype(zero);
       Scene<T> scene(density, color, camera_to_world, intrinsics, settings);
       scene.find_empty();
-      render_forward_cpu<T>(
-          {scene.params(),
-           {rendered.mutable_data_ptr<T>(), opacity.mutable_data_ptr<T>(),
-            depth.mutable_data_ptr<T>()}});
+      render_forward_cpu<T>({scene.params(),
+                             {rendered.mutable_data_ptr<T>(), opacity.mutable_data_ptr<T>(),
+                              depth.mutable_data_ptr<T>()}});
       return 0;
     });
   return {rendered, opacity, depth};
