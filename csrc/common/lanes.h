@@ -50,8 +50,7 @@ LATENTDEM_HD Int4 truncate(const Four<T>& v) {
 }
 template <class T>
 LATENTDEM_HD Four<T> convert(const Int4& v) {
-  return {{static_cast<T>(v[0]), static_cast<T>(v[1]), static_cast<T>(v[2]),
-           static_cast<T>(v[3])}};
+  return {{static_cast<T>(v[0]), static_cast<T>(v[1]), static_cast<T>(v[2]), static_cast<T>(v[3])}};
 }
 template <class T>
 LATENTDEM_HD Four<T> low_half(const Eight<T>& v) {
@@ -117,6 +116,10 @@ LATENTDEM_HD Eight<T> load_eight(const T* from) {  // unaligned
   Eight<T> v;
   std::memcpy(&v, from, sizeof v);
   return v;
+}
+template <class T>
+LATENTDEM_HD void store_eight(T* to, const Eight<T>& v) {
+  std::memcpy(to, &v, sizeof v);
 }
 
 #endif

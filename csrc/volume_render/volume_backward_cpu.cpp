@@ -68,6 +68,8 @@ struct Workspace {
   VectorBuffer<int32_t> first, last;        // [tiles,slabs]: indices into runs, or -1
   VectorBuffer<Rectangle> reach;            // [tiles,groups]: what its rays read
   Window<T> window;
+  VectorBuffer<T> slab_voxels;  // of kSlab + 1 planes, for each thread
+  int64_t slab_size;
 
   Workspace(const RenderParams<T>& p, int64_t tiles, bool grid)
       : slabs(slab_count(p.volume.size)),
@@ -80,7 +82,13 @@ struct Workspace {
         first(grid ? tiles * slabs : 0),
         last(grid ? tiles * slabs : 0),
         reach(grid ? tiles * groups : 0),
-        window(p.volume) {}
+        window(p.volume),
+        slab_voxels(0),
+        slab_size(0) {}
+
+  Rectangle slab_reach(int64_t slab) const {
+    return join(reach.get()[slab * kSlab / kGroup], reach.get()[(slab + 1) * kSlab / kGroup]);
+  }
 };
 
 // Marks what a ray reads: between two samples, it stays in the box of their cells.
@@ -248,77 +256,64 @@ void chunk_tile(const RenderBackward<T>& b, const Tile& tile, bool fresh, const 
   }
 }
 
-// Adds the gradient of a sample whose corners are all voxels.
+// Adds the gradient of a slab, packed, to the planes.
 template <class T>
-LATENTDEM_HD void add_inside(const RenderBackward<T>& b, const Cell<T>& cell, const Corners<T>& corners) {
-  using Two = typename HostLanes<T>::Two;
-  const auto add = [](T* to, Two v) {
-    Two old;
-    std::memcpy(&old, to, sizeof old);
-    old += v;
-    std::memcpy(to, &old, sizeof old);
-  };
+void unpack_slab(const RenderBackward<T>& b, const Rectangle& r, int64_t slab, const T* packed) {
   const int64_t* size = b.params.volume.size;
-  const int64_t channel = size[0] * size[1] * size[2];
-  for (int i = 0; i < 4; ++i) {
-    const int64_t z = cell.corner[2] - 1 + (i >> 1), y = cell.corner[1] - 1 + (i & 1);
-    const int64_t at = (z * size[1] + y) * size[0] + cell.corner[0] - 1;
-    const Eight<T>& v = corners.pair[i];
-    if (b.density != nullptr) add(b.density + at, __builtin_shufflevector(v, v, 0, 4));
-    if (b.color == nullptr) continue;
-    add(b.color + at, __builtin_shufflevector(v, v, 1, 5));
-    add(b.color + at + channel, __builtin_shufflevector(v, v, 2, 6));
-    add(b.color + at + 2 * channel, __builtin_shufflevector(v, v, 3, 7));
-  }
-}
-
-// The same where some corners may be padding.
-template <class T>
-[[gnu::noinline]] void add_at_border(const RenderBackward<T>& b, const Cell<T>& cell,
-                                     const Corners<T>& corners) {
-  const int64_t* size = b.params.volume.size;
-  const int64_t channel = size[0] * size[1] * size[2];
-  for_each_corner<T>(size, cell, corners, [&](int64_t at, const Four<T>& v) {
-    if (b.density != nullptr) b.density[at] += v[0];
-    if (b.color == nullptr) return;
-    for (int c = 0; c < 3; ++c) b.color[at + c * channel] += v[c + 1];
-  });
-}
-
-// Asks for the voxels that sample k will add to.
-template <class T>
-LATENTDEM_HD void prefetch(const RenderBackward<T>& b, const Segment<T>& s, int64_t k) {
-  const int64_t* size = b.params.volume.size;
-  const Int4 corner = locate(s, std::min(k, s.count - 1)).corner;
-  const int64_t row = size[0], plane = size[1] * row, channel = size[2] * plane;
-  const int64_t at = (corner[2] - 1) * plane + (corner[1] - 1) * row + corner[0] - 1;
-  for (const T* p : {b.density + at, b.color + at, b.color + at + channel,
-                     b.color + at + 2 * channel}) {
-    __builtin_prefetch(p);
-    __builtin_prefetch(p + row);
-    __builtin_prefetch(p + plane);
-    __builtin_prefetch(p + plane + row);
-  }
-}
-
-// Adds to the voxels what the samples of tile number i of the block give to one slab.
-template <class T>
-void collect(const RenderBackward<T>& b, const Workspace<T>& work, int64_t i, int64_t slab) {
-  const TileState<T>& state = work.states.get()[i];
-  const Run* runs = work.runs.get() + i * kRays * kChunk;
-  for (int32_t n = work.first.get()[i * work.slabs + slab]; n >= 0; n = runs[n].next) {
-    const RayState<T>& r = state.rays[runs[n].slot];
-    const SampleGradient<T>* samples = work.samples.get() + (i * kRays + runs[n].slot) * kChunk;
-    for (int64_t j = runs[n].begin; j < runs[n].end; ++j) {
-      prefetch(b, r.segment, r.chunk + j + kAhead);
-      const Cell<T> cell = locate(r.segment, r.chunk + j);
-      const Corners<T> corners = spread<T>(samples[j].in_voxel(r.pixel.value), cell.fraction);
-      if (is_inside(b.params.volume.size, cell)) [[likely]]
-        add_inside(b, cell, corners);
-      else
-        add_at_border(b, cell, corners);
+  const int64_t volume = size[0] * size[1] * size[2], row = r.x1 - r.x0;
+  const int64_t x0 = std::max(r.x0, 1), x1 = std::min<int64_t>(r.x1, size[0] + 1);
+  for (int64_t plane = 0; plane <= kSlab; ++plane) {
+    const int64_t z = slab * kSlab + plane;
+    if (z < 1 || z > size[2]) continue;
+    for (int64_t y = std::max(r.y0, 1); y < std::min<int64_t>(r.y1, size[1] + 1); ++y) {
+      const T* in = packed + 4 * ((plane * (r.y1 - r.y0) + y - r.y0) * row + x0 - r.x0);
+      const int64_t to = ((z - 1) * size[1] + y - 1) * size[0] + x0 - 1;
+      if (b.density != nullptr)
+        for (int64_t x = 0; x < x1 - x0; ++x) b.density[to + x] += in[4 * x];
+      if (b.color == nullptr) continue;
+      T *red = b.color + to, *green = red + volume, *blue = green + volume;
+      for (int64_t x = 0; x < x1 - x0; ++x) {
+        red[x] += in[4 * x + 1];
+        green[x] += in[4 * x + 2];
+        blue[x] += in[4 * x + 3];
+      }
     }
   }
+}
+
+// Adds to the grid what the samples of a block of tiles give to one slab: first side by side,
+// as the grid is packed, where a sample has four places to add to instead of sixteen.
+template <class T>
+void collect(const RenderBackward<T>& b, const Workspace<T>& work, int64_t tiles, int64_t slab,
+             T* voxels) {
+  const auto first = [&](int64_t i) { return work.first.get()[i * work.slabs + slab]; };
+  bool any = false;
+  for (int64_t i = 0; i < tiles; ++i) any = any || first(i) >= 0;
+  if (!any) return;
+  const Rectangle r = work.slab_reach(slab);
+  const int64_t row = 4 * (r.x1 - r.x0), plane = row * (r.y1 - r.y0);
+  std::fill(voxels, voxels + (kSlab + 1) * plane, T(0));
+  const auto corner_of = [&](const Int4& c) {
+    return voxels + (c[2] - slab * kSlab) * plane + (c[1] - r.y0) * row + 4 * (c[0] - r.x0);
+  };
+  const auto add = [](T* to, const Eight<T>& v) { store_eight<T>(to, load_eight(to) + v); };
+  for (int64_t i = 0; i < tiles; ++i) {
+    const Run* runs = work.runs.get() + i * kRays * kChunk;
+    for (int32_t n = first(i); n >= 0; n = runs[n].next) {
+      const RayState<T>& ray = work.states.get()[i].rays[runs[n].slot];
+      const SampleGradient<T>* samples = work.samples.get() + (i * kRays + runs[n].slot) * kChunk;
+      for (int64_t j = runs[n].begin; j < runs[n].end; ++j) {
+        const Cell<T> cell = locate(ray.segment, ray.chunk + j);
+        const Corners<T> g = spread<T>(samples[j].in_voxel(ray.pixel.value), cell.fraction);
+        T* corner = corner_of(cell.corner);
+        add(corner, g.pair[0]);
+        add(corner + row, g.pair[1]);
+        add(corner + plane, g.pair[2]);
+        add(corner + plane + row, g.pair[3]);
+      }
+    }
+  }
+  unpack_slab(b, r, slab, voxels);
 }
 
 template <class T, bool kGrid, bool kCameras>
@@ -327,6 +322,7 @@ void backward(const RenderBackward<T>& b) {
   const int64_t rows = tile_count(p.height), columns = tile_count(p.width);
   const int64_t block_rows = (rows + kBlock - 1) / kBlock;
   const int64_t block_columns = (columns + kBlock - 1) / kBlock;
+  const int64_t threads = std::min(max_threads(), (slab_count(p.volume.size) + 1) / 2);
   Workspace<T> work(p, std::min(rows, kBlock) * std::min(columns, kBlock), kGrid);
   // A gradient in the grid takes as much memory as the grid packed; then, only what a block
   // of tiles needs is packed at a time.
@@ -348,15 +344,23 @@ void backward(const RenderBackward<T>& b) {
       for (int64_t i = work.groups; i < count * work.groups; ++i)
         all[i % work.groups] = join(all[i % work.groups], all[i]);
       work.window.pack([&](int64_t group) { return all[group]; });
+      for (int64_t slab = 0; slab < work.slabs; ++slab) {
+        const Rectangle r = work.slab_reach(slab);
+        if (r.x0 >= r.x1) continue;
+        const int64_t voxels = (kSlab + 1) * (r.x1 - r.x0) * (r.y1 - r.y0);
+        work.slab_size = std::max(work.slab_size, 4 * voxels);
+      }
+      work.slab_voxels.reserve(threads * work.slab_size);
     }
     for (bool fresh = true, more = true; more; fresh = false) {
-      parallel_tasks(count, [&](int64_t i) {
-        chunk_tile<T, kGrid, kCameras>(b, tile(i), fresh, work, i);
-      });
+      parallel_tasks(
+          count, [&](int64_t i) { chunk_tile<T, kGrid, kCameras>(b, tile(i), fresh, work, i); });
       if constexpr (kGrid)
         for (int64_t parity = 0; parity < 2; ++parity)
-          parallel_tasks((work.slabs + 1 - parity) / 2, [&](int64_t pair) {
-            for (int64_t i = 0; i < count; ++i) collect(b, work, i, 2 * pair + parity);
+          parallel_tasks(threads, [&](int64_t thread) {
+            T* voxels = work.slab_voxels.get() + thread * work.slab_size;
+            for (int64_t slab = 2 * thread + parity; slab < work.slabs; slab += 2 * threads)
+              collect(b, work, count, slab, voxels);
           });
       more = false;
       for (int64_t i = 0; i < count; ++i) more = more || work.states.get()[i].active;

@@ -22,7 +22,7 @@ constexpr int kShared = 4;
 
 // Blocks per multiprocessor that the registers must suffice for; with one more, some spill.
 template <class T>
-constexpr int kTotalBlocks = sizeof(T) == sizeof(float) ? 6 : 4;
+constexpr int kTotalBlocks = sizeof(T) == sizeof(float) ? 6 : 3;
 template <class T>
 constexpr int kBackwardBlocks = sizeof(T) == sizeof(float) ? 4 : 2;
 

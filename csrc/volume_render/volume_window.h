@@ -34,12 +34,9 @@ template <class T>
 class Window {
  public:
   explicit Window(const Volume<T>& volume)
-      : volume_(volume), planes_(padded(volume.size[2])), data_(nullptr), capacity_(0) {}
-  Window(const Window&) = delete;
-  Window& operator=(const Window&) = delete;
-  ~Window() { std::free(data_); }
+      : volume_(volume), planes_(padded(volume.size[2])), voxels_(0) {}
 
-  PackedVolume<T> packed() const { return {data_, planes_.get()}; }
+  PackedVolume<T> packed() const { return {voxels_.get(), planes_.get()}; }
 
   void pack_everything() {
     const auto width = static_cast<int32_t>(padded(volume_.size[0]));
@@ -59,28 +56,19 @@ class Window {
       planes_.get()[z] = {voxels - r.y0 * row - r.x0, row};
       voxels += row * (r.y1 - r.y0);
     }
-    reserve(4 * voxels * static_cast<int64_t>(sizeof(T)));
+    if (voxels_.reserve(4 * voxels)) prefer_huge_pages(voxels_.get(), 4 * voxels * sizeof(T));
     parallel_for(depth, 1, [&](int64_t begin, int64_t end) {
       for (int64_t z = begin; z < end; ++z) {
         const Rectangle r = rectangle(z / kGroup);
         for (int64_t y = r.y0; y < r.y1; ++y) {
           const Plane plane = planes_.get()[z];
-          pack_row(r.x0, r.x1, y, z, data_ + 4 * (plane.start + y * plane.row + r.x0));
+          pack_row(r.x0, r.x1, y, z, voxels_.get() + 4 * (plane.start + y * plane.row + r.x0));
         }
       }
     });
   }
 
  private:
-  void reserve(int64_t bytes) {
-    if (bytes <= capacity_) return;
-    std::free(data_);
-    capacity_ = (bytes + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, capacity_));
-    if (data_ == nullptr) std::abort();
-    prefer_huge_pages(data_, capacity_);
-  }
-
   void pack_row(int64_t x0, int64_t x1, int64_t y, int64_t z, T* out) const {
     const Volume<T>& v = volume_;
     const auto zero = [](T* from, T* to) {
@@ -113,8 +101,7 @@ class Window {
 
   Volume<T> volume_;
   VectorBuffer<Plane> planes_;
-  T* data_;
-  int64_t capacity_;  // bytes
+  VectorBuffer<T> voxels_;
 };
 
 }  // namespace LATENTDEM_ISA
