@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format sanitize fuzz bench build cuda-build gpu-check evaluate clean
+.PHONY: help demo test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check evaluate clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -74,6 +74,10 @@ bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_scaling.py
 	$(BIN)/python python/benchmarks/bench_roofline.py
 	$(BIN)/python python/benchmarks/plots.py
+	$(BIN)/python python/benchmarks/tables.py
+
+cuda-report: build  ## Registers, occupancy and roofline of the CUDA kernels; needs nvcc, no GPU
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python python/benchmarks/cuda_report.py
 	$(BIN)/python python/benchmarks/tables.py
 
 # The interpreter whose torch drives the GPU; make cuda-build's, if it is there.

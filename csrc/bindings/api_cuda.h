@@ -17,6 +17,8 @@ decltype(latentdem::blur_downsample2d) blur_downsample2d;
 decltype(latentdem::blur_downsample2d_adjoint) blur_downsample2d_adjoint;
 decltype(latentdem::blur_data_term) blur_data_term;
 decltype(latentdem::blur_gradients) blur_gradients;
+decltype(latentdem::volume_render) volume_render;
+decltype(latentdem::volume_render_backward) volume_render_backward;
 
 // Registers all of the above in `library`.
 void implement(torch::Library& library);

@@ -14,6 +14,8 @@ void implement(torch::Library& library) {
   library.impl("blur_downsample2d_adjoint", blur_downsample2d_adjoint);
   library.impl("blur_data_term", blur_data_term);
   library.impl("blur_gradients", blur_gradients);
+  library.impl("volume_render", volume_render);
+  library.impl("volume_render_backward", volume_render_backward);
 }
 
 }  // namespace cuda

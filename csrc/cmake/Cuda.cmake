@@ -93,6 +93,12 @@ function(latentdem_kernel_names out)
   set(${out} ${names} PARENT_SCOPE)
 endfunction()
 
+# The check also refuses kernels that spill registers.
+set(_strict)
+if(LATENTDEM_CHECK_CUDA)
+  set(_strict -Xptxas=-warn-spills,-Werror)
+endif()
+
 # Compiles kernel files with nvcc; the objects are put in the list named by `out`.
 function(latentdem_cuda_objects out)
   set(objects)
@@ -103,7 +109,7 @@ function(latentdem_cuda_objects out)
       OUTPUT "${object}"
       COMMAND "${CMAKE_COMMAND}" -E make_directory "${CMAKE_CURRENT_BINARY_DIR}/cuda"
       COMMAND "${LATENTDEM_NVCC}" -std=c++17 -O3 ${_gencode} -ccbin "${CMAKE_CXX_COMPILER}"
-              -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -Werror all-warnings -lineinfo
+              -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -Werror all-warnings ${_strict} -lineinfo
               -I "${CMAKE_SOURCE_DIR}/csrc" -MD -MF "${object}.d" -MT "${object}"
               -c "${CMAKE_SOURCE_DIR}/${source}" -o "${object}"
       DEPENDS "${CMAKE_SOURCE_DIR}/${source}"

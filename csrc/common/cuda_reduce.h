@@ -23,6 +23,27 @@ __device__ inline T warp_max(T value) {
   return value;
 }
 
+// Sums N values over a warp, N a power of two up to 32: lane l gets the sum of values[l % N] over
+// all lanes. Every step halves what a lane holds, so that the whole takes 31 shuffles for N = 32
+// where sum by sum it would be 160. Spoils values.
+template <int N, int kHalf = N / 2, class T>
+__device__ inline T warp_sum_each(T (&values)[N]) {
+  if constexpr (kHalf > 0) {
+    const bool upper = (threadIdx.x & kHalf) != 0;
+    for (int i = 0; i < kHalf; ++i) {
+      const T keep = upper ? values[i + kHalf] : values[i];
+      const T give = upper ? values[i] : values[i + kHalf];
+      values[i] = keep + __shfl_xor_sync(kFullWarp, give, kHalf);
+    }
+    return warp_sum_each<N, kHalf / 2>(values);
+  } else {
+    T total = values[0];
+    for (int offset = N; offset < 32; offset *= 2)
+      total += __shfl_xor_sync(kFullWarp, total, offset);
+    return total;
+  }
+}
+
 // The sum over a one-dimensional block of whole warps, valid in every thread. All threads call
 // it. `scratch` is shared memory for 32 values, free again when the call returns.
 template <class T>

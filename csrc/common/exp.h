@@ -1,15 +1,20 @@
 // exp for inner loops: inlined, a few ulp at most, and without a table or a call.
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+
+#include "common/macros.h"
 
 namespace latentdem {
 
 // Within 1.5 ulp of exp(x): 2^n times a polynomial on |r| <= ln(2) / 2 (Cephes' coefficients).
 // Arguments whose result is not a normal number, and NaN, go to the library.
-inline __attribute__((always_inline)) float inline_exp(float x) {
+LATENTDEM_HD float inline_exp(float x) {
+#if defined(__CUDA_ARCH__)
+  return expf(x);
+#else
   if (!(x > -87.0F && x < 88.0F)) [[unlikely]]
     return std::exp(x);
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
@@ -21,10 +26,13 @@ inline __attribute__((always_inline)) float inline_exp(float x) {
   p = p * r + 4.1665795894e-2F;
   p = p * r + 1.6666665459e-1F;
   p = p * r + 5.0000001201e-1F;
-  const auto scale = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
-  return (p * r * r + r + 1.0F) * std::bit_cast<float>(scale);
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return (p * r * r + r + 1.0F) * scale;
+#endif
 }
 
-inline double inline_exp(double x) { return std::exp(x); }
+LATENTDEM_HD double inline_exp(double x) { return exp(x); }
 
 }  // namespace latentdem

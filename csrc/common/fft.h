@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "common/fft_plan.h"
+#include "common/vector_buffer.h"
 
 namespace latentdem {
 namespace LATENTDEM_ISA {
@@ -69,24 +70,6 @@ inline ComplexVec<T> quarter(ComplexVec<T> a) {
   if constexpr (Inverse) return {-a.im, a.re};
   return {a.im, -a.re};
 }
-
-// Heap memory aligned to whole vectors; not initialised.
-template <class T>
-class VectorBuffer {
- public:
-  explicit VectorBuffer(int64_t count)
-      : data_(static_cast<T*>(
-            std::aligned_alloc(64, (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64))) {
-    if (data_ == nullptr) std::abort();
-  }
-  VectorBuffer(const VectorBuffer&) = delete;
-  VectorBuffer& operator=(const VectorBuffer&) = delete;
-  ~VectorBuffer() { std::free(data_); }
-  T* get() const { return data_; }
-
- private:
-  T* data_;
-};
 
 // Transposition of kLanes vectors ---------------------------------------------------------
 

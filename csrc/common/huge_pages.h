@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/macros.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -12,7 +14,7 @@ namespace latentdem {
 
 // Asks Linux to back the buffer with 2 MiB pages: fewer page faults and misses of the address
 // cache. Only a hint; whether it is heeded does not matter to correctness.
-inline void prefer_huge_pages(void* buffer, size_t bytes) {
+LATENTDEM_HD void prefer_huge_pages(void* buffer, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{1} << 21;
   const auto begin = reinterpret_cast<uintptr_t>(buffer);

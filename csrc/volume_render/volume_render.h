@@ -1,8 +1,7 @@
-// Kernels of the volume renderer: plain parameter structs, contiguous memory, no tensors.
+// Kernels of the volume renderer: plain parameter structs, no tensors. The grid is read where
+// it is, in any strides; everything else is contiguous.
 //
-// N views, h w view size, D H W grid. "Voxels" are the padded grid [D+2,H+2,W+2,4] with
-// (density, red, green, blue) in each, followed by slack so that a sample on the far border,
-// and no further, may read (and add nothing) past the end.
+// N views, h w view size, D H W grid.
 #pragma once
 
 #include <cstdint>
@@ -11,71 +10,55 @@
 
 namespace latentdem {
 
-struct VolumeShape {
-  int64_t depth, height, width;
-
-  int64_t row() const { return width + 2; }               // padded voxels per row
-  int64_t plane() const { return row() * (height + 2); }  // and per plane
-  int64_t voxels() const { return plane() * (depth + 3) + row() + 2; }
-
-  // Occupancy: one byte for every kBlock^3 cells, in padded coordinates.
-  static constexpr int kBlockBits = 3;
-  static constexpr int64_t kBlock = int64_t{1} << kBlockBits;
-  int64_t blocks_x() const { return (width + 2) / kBlock + 1; }
-  int64_t blocks_y() const { return (height + 2) / kBlock + 1; }
-  int64_t blocks_z() const { return (depth + 2) / kBlock + 1; }
-  int64_t blocks() const { return blocks_x() * blocks_y() * blocks_z(); }
-};
-
-// density [D,H,W], color [3,D,H,W] -> voxels, padding and slack included.
-template <class T>
-void pack_volume_cpu(const VolumeShape& s, const T* density, const T* color, T* voxels);
-
-// Voxels -> density and color; either may be null.
-template <class T>
-void unpack_volume_cpu(const VolumeShape& s, const T* voxels, T* density, T* color);
-
 // occupied[block] = 1 where any corner of any cell of the block has a density other than zero.
 // Returns the number of occupied blocks.
 template <class T>
-int64_t find_occupied_cpu(const VolumeShape& s, const T* density, uint8_t* occupied);
+int64_t find_occupied_cpu(const Volume<T>& volume, uint8_t* occupied);
 
 template <class T>
 struct RenderParams {
-  VolumeShape volume;
-  const T* voxels;
+  Volume<T> volume;
   const uint8_t* occupied;  // null: march through empty blocks, too
-  int64_t views, height, width, samples;
-  double near, far;
+  int64_t views, height, width;
+  Sampling sampling;
   double early_stop;         // a ray ends where its transmittance is below
   const double* pose;        // [N,3,4]
   const double* intrinsics;  // [N,4]
-
-  double step() const { return (far - near) / static_cast<double>(samples); }
 };
 
+// Images of a render, or gradients in them.
 template <class T>
-struct RenderOutputs {
+struct RenderImages {
   T* color;    // [N,3,h,w]
   T* opacity;  // [N,1,h,w]
   T* depth;    // [N,1,h,w]
 };
 
 template <class T>
-void render_forward_cpu(const RenderParams<T>& p, const RenderOutputs<T>& out);
-
-template <class T>
-struct RenderGradients {
-  RenderOutputs<const T> grad;  // of the loss in the outputs
-  T* voxels;                    // zeroed by the caller, added to; or null
-  double* pose;                 // [N,3,4], zeroed, with intrinsics [N,4]; or both null
-  double* intrinsics;
+struct RenderForward {
+  RenderParams<T> params;
+  RenderImages<T> out;
 };
 
-// Marches every ray once more (twice if it has over 128 samples in the grid), and keeps none of
-// its samples beyond a chunk: of p.samples, memory depends on one number per 128 only.
-// With gradients in density p.occupied must be null: at density zero they do not vanish.
+// Gradients are zeroed by the caller, and added to; those that are not wanted are null, pose and
+// intrinsics both or neither. With a gradient in density, params.occupied must be null: where
+// density is zero, that gradient is not.
 template <class T>
-void render_backward_cpu(const RenderParams<T>& p, const RenderGradients<T>& g);
+struct RenderBackward {
+  RenderParams<T> params;
+  RenderImages<const T> grad;  // of the loss in the outputs
+  T* density;                  // [D,H,W]
+  T* color;                    // [3,D,H,W]
+  double* pose;                // [N,3,4]
+  double* intrinsics;          // [N,4]
+};
+
+template <class T>
+void render_forward_cpu(const RenderForward<T>& f);
+
+// Marches every ray once more (twice if it has over 128 samples in the grid), and keeps none of
+// its samples beyond a chunk: of the number of samples, memory depends on one number per 128 only.
+template <class T>
+void render_backward_cpu(const RenderBackward<T>& b);
 
 }  // namespace latentdem

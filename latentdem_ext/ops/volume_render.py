@@ -69,6 +69,8 @@ def volume_render(
         grid is float64, else float32 (float16 and bfloat16 grids are computed in float32).
         Differentiable once in all five tensors.  The backward pass marches again and keeps no
         samples, so memory does not grow with S; results do not depend on the number of threads.
+        (On CUDA, gradients in the grids are summed by atomics in any order, unless
+        ``torch.use_deterministic_algorithms(True)`` asks for the same bits every time.)
         A camera that is not finite gives NaN.
 
     Raises:

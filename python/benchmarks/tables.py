@@ -122,12 +122,38 @@ def transforms_table() -> str:
     return "\n".join(lines)
 
 
+def cuda_table() -> str:
+    """What is known of the CUDA kernels without a GPU."""
+    document = _load("cuda")
+    if document is None:
+        raise SystemExit("results/cuda.json is missing: run cuda_report.py")
+    registers = {(k["name"], k["architecture"]): k["registers"] for k in document["kernels"]}
+    architectures = {name: d["architecture"] for name, d in document["devices"].items()}
+    lines = ["| call | at least | kernels: registers, occupancy |", "|---|---|---|"]
+
+    def both(values: dict[str, str]) -> str:
+        return " / ".join(values[name] for name in architectures)
+
+    for row in document["rows"]:
+        bound = both({name: f"{row['milliseconds'][name]:.2f}" for name in architectures})
+        kernels = {}
+        for launch in row["launches"]:
+            name = launch["kernel"]
+            used = both({d: str(registers[name, a]) for d, a in architectures.items()})
+            occupancy = both({d: f"{launch['occupancy'][d]:.0%}" for d in architectures})
+            kernels[f"`{name}` {used}, {occupancy}"] = None
+        lines.append(f"| {row['case']} | {bound} ms | {'; '.join(kernels)} |")
+    lines += ["", f"Each pair: {both({name: name for name in architectures})}."]
+    return "\n".join([*lines, "", *(f"- {text}" for text in document["assumptions"])])
+
+
 DOCUMENTS = {
     ROOT / "README.md": {"quality": quality_table, "speed": speed_table},
     ROOT / "latentdem_ext" / "PERFORMANCE.md": {
         "roofline": roofline_table,
         "transforms": transforms_table,
     },
+    ROOT / "csrc" / "README.md": {"cuda": cuda_table},
 }
 
 

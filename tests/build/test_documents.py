@@ -1,5 +1,6 @@
 """The documents' figures come from the stored results, and their commands exist."""
 
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,20 @@ def test_tables_are_fresh():
     script = ROOT / "python" / "benchmarks" / "tables.py"
     run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_cuda_report_knows_every_kernel():
+    report = json.loads((ROOT / "python/benchmarks/results/cuda.json").read_text())
+    heads = r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)"
+    kernels = {
+        name
+        for path in (ROOT / "csrc").rglob("*.cu")
+        for name in re.findall(heads, path.read_text())
+    }
+    assert {kernel["name"].split("<")[0] for kernel in report["kernels"]} == kernels, (
+        "results/cuda.json is stale: run make cuda-report"
+    )
+    assert not any(kernel["spilled_bytes"] for kernel in report["kernels"])
 
 
 def test_make_targets_named_in_documents_exist():

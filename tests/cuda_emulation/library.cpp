@@ -19,3 +19,9 @@ TORCH_LIBRARY_IMPL(latentdem_emulated, CPU, m) { latentdem::cuda::implement(m); 
 extern "C" __attribute__((visibility("default"))) void latentdem_emulation_seed(uint64_t seed) {
   latentdem::emulation::set_seed(seed);
 }
+extern "C" __attribute__((visibility("default"))) void latentdem_emulation_plan(bool on) {
+  latentdem::emulation::plan(on);
+}
+extern "C" __attribute__((visibility("default"))) const char* latentdem_emulation_planned() {
+  return latentdem::emulation::planned();
+}

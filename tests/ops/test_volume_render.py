@@ -484,6 +484,15 @@ def test_second_derivatives_are_refused():
         ({"near": float("nan")}, ValueError, "near must be finite"),
         ({"far": float("inf")}, ValueError, "far must be finite"),
         ({"samples_per_ray": 0}, ValueError, "samples_per_ray must be positive, found 0"),
+        ({"samples_per_ray": 2**31}, ValueError, r"samples_per_ray .* below 2\^31, found 2147"),
+        (
+            {
+                "density": torch.empty(1).expand(1, 1, 1, 2**31),
+                "color": torch.empty(1).expand(3, 1, 1, 2**31),
+            },
+            ValueError,
+            r"density must be shorter than 2\^31 - 4 along every axis, found \[1, 1, 1, 2147",
+        ),
         ({"early_stop_eps": 1.0}, ValueError, r"early_stop_eps must be in \[0, 1\), found 1"),
         ({"background": torch.rand(1, 3)}, ValueError, r"background must have shape \[3\], found"),
         ({"density": torch.ones(1, 4, 4, 4, dtype=torch.int)}, TypeError, "density must be float"),

@@ -54,8 +54,8 @@ unsigned active_lanes();
 void atomic_access(void* address, size_t bytes, const void* site);
 
 using Body = void (*)(const void* arguments);
-void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body,
-         const void* arguments, size_t bytes);
+void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+         Body body, const void* arguments, size_t bytes);
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
@@ -66,7 +66,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   };
   const Call call{kernel, {static_cast<std::decay_t<Parameters>>(arguments)...}};
   run(
-      name, grid, block, shared_bytes,
+      name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
       [](const void* pointer) {
         const Call& c = *static_cast<const Call*>(pointer);
         std::apply(c.kernel, c.parameters);

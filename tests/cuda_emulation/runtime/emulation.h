@@ -18,5 +18,11 @@ void take_back();  // everything that was lent
 // Order of threads and blocks in the launches to come; 0 is the natural order.
 void set_seed(uint64_t seed);
 
+// While planning, launches are noted instead of run, one line each, and memory is not watched, so
+// that operators may be called in sizes that no emulation could finish.
+void plan(bool on);
+bool is_planning();
+const char* planned();
+
 }  // namespace emulation
 }  // namespace latentdem

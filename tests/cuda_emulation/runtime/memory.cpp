@@ -300,6 +300,7 @@ void* allocate(size_t bytes, const char* name) {
   char* memory =
       static_cast<char*>(std::aligned_alloc(256, (bytes + 2 * kGuard + 255) / 256 * 256));
   if (memory == nullptr) throw std::bad_alloc();
+  if (is_planning()) return memory + kGuard;
   std::fill(memory, memory + bytes + 2 * kGuard, '\xff');
   add_region(reinterpret_cast<uintptr_t>(memory) + kGuard, bytes, Kind::kGlobal, name);
   return memory + kGuard;
@@ -313,7 +314,7 @@ void release(void* pointer) {
 
 void lend(const void* pointer, size_t bytes, const char* name) {
   const auto begin = reinterpret_cast<uintptr_t>(pointer);
-  if (bytes == 0) return;
+  if (bytes == 0 || is_planning()) return;
   const Region* known = find_region(begin);
   if (known != nullptr && begin + bytes <= known->end) return;
   add_region(begin, bytes, Kind::kLent, name);

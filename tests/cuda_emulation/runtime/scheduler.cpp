@@ -1,4 +1,5 @@
 // Blocks one after the other, the threads of a block as fibres, in an order given by the seed.
+#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -47,6 +48,8 @@ Context scheduler;
 Body kernel_body = nullptr;
 std::string failure;
 uint64_t seed = 0;
+bool planning = false;
+std::string notes;
 
 char* stack_of(size_t thread) {
   static std::vector<char*> stacks;
@@ -248,6 +251,18 @@ void prepare_threads() {
   }
 }
 
+// Address of the kernel in this library, blocks, threads per block, dynamic shared memory.
+void note(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
+  Dl_info info{};
+  dladdr(kernel, &info);
+  const size_t numbers[] = {static_cast<size_t>(static_cast<const char*>(kernel) -
+                                                static_cast<const char*>(info.dli_fbase)),
+                            size_t{grid.x} * grid.y * grid.z, size_t{block.x} * block.y * block.z,
+                            shared_bytes};
+  for (const size_t number : numbers) notes += std::to_string(number) + " ";
+  notes += "\n";
+}
+
 void check_configuration(const char* name, dim3 grid, dim3 block, size_t shared_bytes) {
   const bool grid_fits = grid.x >= 1 && grid.x < 1u << 31 && grid.y >= 1 && grid.y < 65536 &&
                          grid.z >= 1 && grid.z < 65536;
@@ -271,9 +286,10 @@ void fail(const std::string& kind, const std::string& detail) {
 
 void trap(const char* what) { fail("trap", what); }
 
-void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body,
-         const void* arguments, size_t bytes) {
+void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+         Body body, const void* arguments, size_t bytes) {
   check_configuration(name, grid, block, shared_bytes);
+  if (planning) return note(kernel, grid, block, shared_bytes);
   Launch& l = launch_state;
   l.name = name;
   ++l.number;
@@ -339,6 +355,15 @@ dim3 block_size() { return launch_state.block; }
 dim3 grid_size() { return launch_state.grid; }
 
 void set_seed(uint64_t value) { seed = value; }
+
+void plan(bool on) {
+  planning = on;
+  if (on) notes.clear();
+}
+
+bool is_planning() { return planning; }
+
+const char* planned() { return notes.c_str(); }
 
 }  // namespace emulation
 }  // namespace latentdem
