@@ -9,7 +9,7 @@
 namespace latentdem {
 
 template <class T>
-struct Complex {
+struct alignas(2 * sizeof(T)) Complex {
   T re;
   T im;
 };
