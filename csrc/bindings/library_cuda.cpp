@@ -6,7 +6,15 @@
 namespace latentdem {
 namespace cuda {
 
-void implement(torch::Library& library) { library.impl("blur_conv2d", blur_conv2d); }
+void implement(torch::Library& library) {
+  library.impl("blur_conv2d", blur_conv2d);
+  library.impl("kernel_map_statistics", kernel_map_statistics);
+  library.impl("kernel_map_prepare", kernel_map_prepare);
+  library.impl("kernel_map_solve", kernel_map_solve);
+  library.impl("kernel_map_update", kernel_map_update);
+  library.impl("project_simplex", project_simplex);
+  library.impl("recenter_kernel", recenter_kernel);
+}
 
 }  // namespace cuda
 }  // namespace latentdem
