@@ -20,6 +20,13 @@ decltype(latentdem::blur_gradients) blur_gradients;
 decltype(latentdem::volume_render) volume_render;
 decltype(latentdem::volume_render_backward) volume_render_backward;
 
+decltype(latentdem::kernel_map_statistics) kernel_map_statistics;
+decltype(latentdem::kernel_map_prepare) kernel_map_prepare;
+decltype(latentdem::kernel_map_solve) kernel_map_solve;
+decltype(latentdem::kernel_map_update) kernel_map_update;
+decltype(latentdem::project_simplex) project_simplex;
+decltype(latentdem::recenter_kernel) recenter_kernel;
+
 // Registers all of the above in `library`.
 void implement(torch::Library& library);
 

@@ -16,6 +16,12 @@ void implement(torch::Library& library) {
   library.impl("blur_gradients", blur_gradients);
   library.impl("volume_render", volume_render);
   library.impl("volume_render_backward", volume_render_backward);
+  library.impl("kernel_map_statistics", kernel_map_statistics);
+  library.impl("kernel_map_prepare", kernel_map_prepare);
+  library.impl("kernel_map_solve", kernel_map_solve);
+  library.impl("kernel_map_update", kernel_map_update);
+  library.impl("project_simplex", project_simplex);
+  library.impl("recenter_kernel", recenter_kernel);
 }
 
 }  // namespace cuda

@@ -43,10 +43,22 @@ __device__ inline T* dynamic_shared() {
 }
 #endif
 
-#if !defined(LATENTDEM_CUDA_EMULATION)
+// The most shared memory that a block may have, static and dynamic: 227 KiB for sm_90, 163 KiB for
+// sm_80, 99 KiB for sm_86 and sm_89.
+#if defined(LATENTDEM_CUDA_EMULATION)
+inline size_t max_shared_bytes() { return 227 * 1024; }
+#else
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
+}
+
+inline size_t max_shared_bytes() {
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "cudaDeviceGetAttribute");
+  return static_cast<size_t>(bytes);
 }
 
 // More dynamic shared memory than 48 KiB must be asked for.

@@ -57,4 +57,16 @@ __device__ inline T block_sum(T value, T* scratch) {
   return total;
 }
 
+// The largest value, likewise; values must not be NaN.
+template <class T>
+__device__ inline T block_max(T value, T* scratch) {
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  value = warp_max(value);
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  const T largest = warp_max(scratch[lane < blockDim.x / 32 ? lane : 0]);
+  __syncthreads();
+  return largest;
+}
+
 }  // namespace latentdem

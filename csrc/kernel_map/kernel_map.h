@@ -19,7 +19,7 @@ struct FieldShape {
   int64_t batch, channels, height, width;
   bool gradient;
   int64_t window_stride_b;  // in planes; 0 if one window serves the batch
-  int64_t fields() const { return channels * (gradient ? 2 : 1); }
+  LATENTDEM_HD int64_t fields() const { return channels * (gradient ? 2 : 1); }
 };
 template <class T>
 void make_fields_cpu(const FieldShape& s, const Strided<const T>& image, const T* window,

@@ -176,8 +176,8 @@ def kernel_map_prepare(
 
     Returns:
         An opaque tensor for the argument ``prepared``, about twice the size of the observation's
-        fields; empty where nothing can be prepared, because the observation is periodic and its
-        sides are no good transform sizes.
+        fields; empty on the CPU where the observation is periodic and its sides are no good
+        transform sizes.
 
     >>> import torch, latentdem_ext as ext
     >>> x, y = torch.rand(2, 1, 3, 64, 64)

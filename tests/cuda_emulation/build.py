@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @cache
 def build(target: str) -> Path:
-    """Return the path of the library ``planted`` or ``latentdem_emulated``."""
+    """Return the path of the library ``planted``, ``fft`` or ``latentdem_emulated``."""
     folder = ROOT / "build" / "emulation"
     if not (folder / "build.ninja").exists():
         run(

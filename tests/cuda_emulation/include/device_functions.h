@@ -136,6 +136,11 @@ inline void sincospi(double x, double* sine, double* cosine) {
   *sine = ::sin(3.14159265358979323846 * rest);
   *cosine = ::cos(3.14159265358979323846 * rest);
 }
+inline double cospi(double x) {
+  double sine, cosine;
+  sincospi(x, &sine, &cosine);
+  return cosine;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
