@@ -86,8 +86,10 @@ struct Workspace {
         slab_voxels(0),
         slab_size(0) {}
 
+  // The last plane of a slab is the first of the next.
   Rectangle slab_reach(int64_t slab) const {
-    return join(reach.get()[slab * kSlab / kGroup], reach.get()[(slab + 1) * kSlab / kGroup]);
+    const int64_t last = std::min((slab + 1) * kSlab / kGroup, groups - 1);
+    return join(reach.get()[slab * kSlab / kGroup], reach.get()[last]);
   }
 };
 

@@ -53,6 +53,7 @@ full_precision_under_autocast(
     "varying_blur2d_adjoint",
     "varying_blur2d_kernels",
     "varying_blur_gradients",
+    "volume_render",
     "wiener_deconv2d",
 )
 join_batch("blur_conv2d", image=whole, kernel=shared)

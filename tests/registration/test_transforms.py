@@ -118,6 +118,27 @@ def test_autocast_computes_in_float32(half):
     torch.testing.assert_close(blurred.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_renders_in_float32(half):
+    pose = ext.pose_from_spherical(torch.tensor([20.0]), torch.tensor([30.0]), 2.5)
+    lens = ext.intrinsics_from_fov(torch.tensor([50.0]), (5, 6))
+    inputs = [torch.rand(1, 6, 5, 4), torch.rand(3, 6, 5, 4), pose, lens]
+    inputs = [t.to(half).requires_grad_() for t in inputs]
+    options = {"image_size": (5, 6), "near": 1.0, "far": 4.0, "samples_per_ray": 20}
+    with torch.autocast("cpu", dtype=half):
+        color, opacity, depth = ext.volume_render(*inputs, **options)
+    assert color.dtype == opacity.dtype == depth.dtype == torch.float32
+    # What autocast casts, autograd sees: the operator itself would have kept the half tensors.
+    assert {t.dtype for t in color.grad_fn.saved_tensors} == {torch.float32}
+    grads = torch.autograd.grad(color.sum(), inputs)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    rendered = reference.volume_render(*exact, **options)[0]
+    torch.testing.assert_close(color.double(), rendered, rtol=1e-5, atol=1e-5)
+    for found, expected in zip(grads, torch.autograd.grad(rendered.sum(), exact), strict=True):
+        assert found.dtype == half
+        torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
+
+
 def test_compile_with_symbolic_shapes():
     def step(image, kernel, observation):
         loss, grad_image, grad_kernel = ext.blur_gradients(image, kernel, observation)
