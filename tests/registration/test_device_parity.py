@@ -6,6 +6,8 @@ from registration.test_dispatcher import OPERATORS, arguments
 
 pytestmark = pytest.mark.needs_cuda
 DEVICE = "cuda"
+# What kernel_map_prepare returns is each device's own.
+COMPARABLE = [name for name in OPERATORS if name != "kernel_map_prepare"]
 
 
 def moved(values, dtype):
@@ -23,7 +25,7 @@ def host_arguments(name, dtype):
     return tuple(v.to(dtype) if isinstance(v, torch.Tensor) else v for v in arguments(name))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", COMPARABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_as_on_the_cpu(name, dtype):
     values = host_arguments(name, dtype)
