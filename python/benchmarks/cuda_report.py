@@ -3,7 +3,7 @@
 nvcc's assembler tells each kernel's registers, shared memory and spills; the emulator's plan of
 a call (no kernel runs) tells which kernels it launches with how many blocks, threads and bytes of
 dynamic shared memory; occupancy follows from both.  Bytes and operations are counted from shapes,
-in :func:`cases`.  Stored in ``results/cuda.json``, unless a kernel spills.
+in ``cuda_cases.py``.  Stored in ``results/cuda.json``, unless a kernel spills.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from cuda_cases import cases
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -128,53 +127,6 @@ def assemble() -> list[Kernel]:
     if found != expected:
         raise SystemExit(f"the assembler names other kernels than csrc: {found ^ expected}")
     return kernels
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: what it must move and compute at least."""
-
-    name: str
-    call: Callable[[Any], object]  # gets the emulated operators
-    memory: float  # bytes from and to memory
-    cached: float  # bytes from the first-level cache
-    operations: float
-
-
-def render_case(backward: bool) -> Case:
-    """Grid 128^3, one view of 512 x 512, 256 samples per ray, float32."""
-    side, pixels, samples = 128, 512, 256
-    grid = [torch.empty(channels, side, side, side) for channels in (1, 3)]
-    cameras = [torch.empty(1, 4, 4), torch.empty(1, 4)]
-    images = [torch.empty(1, channels, pixels, pixels) for channels in (3, 1, 1)]
-    marched = pixels * pixels * samples
-    packed, image = 16 * (side + 2) ** 3, 20 * pixels * pixels
-    # A lookup: eight corners of 16 bytes; linear in y (48 operations), z (24), x (12); position
-    # and fraction 12; the exponential about 10, compositing 12.
-    lookup = 118
-    if not backward:
-        return Case(
-            "volume_render, 128^3, 512 x 512 x 256, forward",
-            lambda ops: ops.volume_render(
-                *grid, *cameras, [pixels, pixels], 1.0, 5.0, samples, None
-            ),
-            2 * packed + image, 128 * marched, lookup * marched,
-        )  # fmt: skip
-    # Two marches; worth and careful sums 20 each; in the second slopes 44, their products 42, and
-    # per corner and channel one product and one sum over the warp.
-    operations = (2 * lookup + 2 * 20 + 44 + 42 + 2 * 32) * marched
-    return Case(
-        "volume_render, 128^3, 512 x 512 x 256, backward",
-        lambda ops: ops.volume_render_backward(
-            *images, *grid, *cameras, 1.0, 5.0, samples, None, True, True, True
-        ),
-        5 * packed + image + 2 * 12 * pixels * pixels, 2 * 128 * marched, operations,
-    )  # fmt: skip
-
-
-def cases() -> list[Case]:
-    """The calls that are planned; add one per operator."""
-    return [render_case(False), render_case(True)]
 
 
 def analyse(kernels: list[Kernel]) -> list[dict[str, Any]]:
