@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _functions: dict[Any, type[torch.autograd.Function]] = {}
 
