@@ -1,4 +1,5 @@
-// Kernels of the blur operators: plain parameter structs, contiguous memory, no tensors.
+// Kernels of the blur operators: plain parameter structs, no tensors. Images come in any layout;
+// kernels and what is only passed between these functions are contiguous.
 //
 // B batch, C channels, H W image, kh kw kernel; He We extended image (see blur_math.h);
 // n m FFT grid; M = m / 2 + 1 columns of its half spectrum.
@@ -8,6 +9,7 @@
 
 #include "blur/blur_math.h"
 #include "common/complex.h"
+#include "common/strided.h"
 
 namespace latentdem {
 
@@ -33,45 +35,48 @@ struct BlurShape {
   LATENTDEM_HD int64_t kernel_index(int64_t plane) const {
     return plane / channels * kernel_stride_b + plane % channels * kernel_stride_c;
   }
+  // The i-th of the planes that share a kernel.
+  int64_t shared_plane(int64_t kernel, int64_t i) const {
+    if (kernel_stride_b == 0) return kernel_stride_c == 0 ? i : i * channels + kernel;
+    return kernel_stride_c == 0 ? kernel * channels + i : kernel;
+  }
   // 1 or B, 1 or C: the kernel tensor's own leading sizes.
   LATENTDEM_HD int64_t kernel_batch() const { return kernel_stride_b == 0 ? 1 : batch; }
   LATENTDEM_HD int64_t kernel_channels() const { return kernel_stride_c == 0 ? 1 : channels; }
 };
 
-// image [B,C,H,W] -> extended [B,C,He,We]; not for the valid boundary.
+// image [B,C,H,W] -> extended [B,C,He,We], contiguous.
 template <class T>
-void extend_cpu(const BlurShape& s, const T* image, T* extended);
+void extend_cpu(const BlurShape& s, const Strided<const T>& image, T* extended);
 
-// The transpose of extend: extended [B,C,He,We] -> image [B,C,H,W].
+// The transpose of extend: extended [B,C,He,We], contiguous, -> image [B,C,H,W].
 template <class T>
-void fold_cpu(const BlurShape& s, const T* extended, T* image);
+void fold_cpu(const BlurShape& s, const T* extended, const Strided<T>& image);
 
 // Direct convolution: extended [B,C,He,We], kernel -> output [B,C,H',W'].
 template <class T>
-void convolve_cpu(const BlurShape& s, const T* extended, const T* kernel, T* output);
+void convolve_cpu(const BlurShape& s, const Strided<const T>& extended, const T* kernel,
+                  const Strided<T>& output);
 
 // Its transpose in the image: residual [B,C,H',W'], kernel -> extended [B,C,He,We].
 template <class T>
-void convolve_adjoint_cpu(const BlurShape& s, const T* residual, const T* kernel, T* extended);
+void convolve_adjoint_cpu(const BlurShape& s, const Strided<const T>& residual, const T* kernel,
+                          const Strided<T>& extended);
 
 // Its transpose in the kernel: extended, residual -> kernel gradient, summed over every
 // dimension along which the kernel is broadcast.
 template <class T>
-void convolve_kernel_cpu(const BlurShape& s, const T* extended, const T* residual, T* kernel);
+void convolve_kernel_cpu(const BlurShape& s, const Strided<const T>& extended,
+                         const Strided<const T>& residual, T* kernel);
 
-// residual = mask * (prediction - observation) in place of prediction, and
-// loss[b] = 0.5 * sum mask * (prediction - observation)^2, accumulated in double.
-// prediction has rows of `pitch` elements in planes of `plane` elements. mask may be null;
-// its strides (in planes) are zero along a broadcast dimension.
+// residual = mask * (prediction - observation), and
+// loss[b] = 0.5 * sum mask * (prediction - observation)^2, accumulated in double. Residual and
+// prediction may be the same memory; the mask may have no data.
 template <class T>
 struct ResidualParams {
-  const T* prediction;
-  int64_t pitch, plane;
-  const T* observation;
-  const T* mask;
-  int64_t mask_stride_b, mask_stride_c;
-  T* residual;  // contiguous [B,C,H',W']
-  T* loss;      // [B]
+  Strided<const T> prediction, observation, mask;  // [B,C,H',W']
+  Strided<T> residual;
+  T* loss;  // [B]
 };
 template <class T>
 void residual_cpu(const BlurShape& s, const ResidualParams<T>& p);

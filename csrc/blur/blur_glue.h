@@ -17,6 +17,7 @@
 #include "blur/blur_spectral.h"
 #include "common/checks.h"
 #include "common/fft_size.h"
+#include "common/strided_glue.h"
 
 namespace latentdem {
 
@@ -90,6 +91,7 @@ inline SpectralGrid make_grid(const BlurShape& s) {
           s.kernel_height - 1, s.kernel_width - 1};
 }
 
+// Small tensors, which are read in their order.
 inline at::Tensor prepare(const at::Tensor& t, at::ScalarType type) {
   return t.to(type).contiguous();
 }
@@ -112,28 +114,34 @@ inline at::Tensor inverse_fft(const at::Tensor& t, const SpectralGrid& g) {
   return at::fft_irfft2(t, std::array<int64_t, 2>{g.n, g.m});
 }
 
-// The steps below all take contiguous tensors of one compute dtype.
+// The steps below take tensors of one compute dtype; kernels are contiguous.
 template <class T>
 struct Blur {
   BlurShape s;
   at::TensorOptions options;
+  at::MemoryFormat format = at::MemoryFormat::Contiguous;  // of the results of image size
+
+  at::Tensor empty_image() const {
+    return at::empty({s.batch, s.channels, s.height, s.width}, options, format);
+  }
+  at::Tensor empty_output() const { return at::empty(output_size(s), options, format); }
+
+  at::Tensor empty_extended() const {
+    return at::empty({s.batch, s.channels, s.extended_height(), s.extended_width()}, options);
+  }
 
   at::Tensor extend(const at::Tensor& image) const {
     if (!s.keeps_size()) return image;
-    auto out = at::empty({s.batch, s.channels, s.extended_height(), s.extended_width()}, options);
-    extend_cpu<T>(s, image.const_data_ptr<T>(), out.template mutable_data_ptr<T>());
+    auto out = empty_extended();
+    extend_cpu<T>(s, view<T>(image), out.template mutable_data_ptr<T>());
     return out;
   }
 
   at::Tensor fold(const at::Tensor& extended) const {
     if (!s.keeps_size()) return extended;
-    auto out = at::empty({s.batch, s.channels, s.height, s.width}, options);
-    fold_cpu<T>(s, extended.const_data_ptr<T>(), out.template mutable_data_ptr<T>());
+    auto out = empty_image();
+    fold_cpu<T>(s, extended.const_data_ptr<T>(), mutable_view<T>(out));
     return out;
-  }
-
-  at::Tensor on_grid(const at::Tensor& image) const {
-    return wraps_in_place(s) ? image : extend(image);
   }
 
   at::Tensor empty_kernel() const {
@@ -141,147 +149,94 @@ struct Blur {
                      options);
   }
 
-  at::Tensor image_spectrum(const at::Tensor& image, const SpectralGrid& g) const {
-    return forward_fft(on_grid(image), g);
-  }
-
-  at::Tensor kernel_spectrum(const at::Tensor& kernel, const SpectralGrid& g) const {
-    const int64_t count = s.kernel_batch() * s.kernel_channels();
-    auto grid = at::empty({count, g.n, g.m}, options);
-    embed_kernel_cpu<T>(s, g, count, kernel.const_data_ptr<T>(), grid.mutable_data_ptr<T>());
-    return forward_fft(grid, g);
-  }
-
-  // Spectrum of the image gradient -> image gradient.
-  at::Tensor image_from_spectrum(const at::Tensor& spectrum, const SpectralGrid& g) const {
-    auto field = inverse_fft(spectrum, g);
-    if (wraps_in_place(s)) return field;
-    return fold(
-        field.narrow(2, 0, s.extended_height()).narrow(3, 0, s.extended_width()).contiguous());
-  }
-
-  at::Tensor kernel_from_spectrum(const at::Tensor& spectrum, const SpectralGrid& g) const {
-    const int64_t count = s.kernel_batch() * s.kernel_channels();
-    auto field = inverse_fft(spectrum, g).contiguous();
-    auto out = empty_kernel();
-    gather_kernel_cpu<T>(s, g, count, field.const_data_ptr<T>(),
-                         out.template mutable_data_ptr<T>());
-    return out;
-  }
-
-  // K X on the FFT grid; the blurred image is its top left corner.
-  at::Tensor predict(const at::Tensor& image_spectrum, const at::Tensor& kernel_spectrum,
-                     const SpectralGrid& g) const {
-    auto product = image_spectrum.clone();
-    spectrum_multiply_cpu<T>(s, g, spectrum_data<T>(kernel_spectrum), false,
-                             mutable_spectrum<T>(product));
-    return inverse_fft(product, g).contiguous();
-  }
-
-  // The part of the spectral path that all operators share; `image` is extended already.
-  SpectralBlur<T> spectral(const at::Tensor* image, const at::Tensor* kernel,
-                           const at::Tensor* second) const {
+  SpectralBlur<T> spectral(SpectralTask task) const {
     SpectralBlur<T> p{};
+    p.task = task;
     p.s = s;
     p.g = make_grid(s);
-    if (image != nullptr) {
-      p.image = image->const_data_ptr<T>();
-      p.image_rows = image->size(2);
-      p.image_columns = image->size(3);
-    }
-    if (kernel != nullptr) p.kernel = kernel->const_data_ptr<T>();
-    if (second != nullptr) {
-      p.second = second->const_data_ptr<T>();
-      p.second_rows = second->size(2);
-      p.second_columns = second->size(3);
-    }
+    p.wraps = wraps_in_place(s);
     return p;
   }
 
-  at::Tensor off_grid(const at::Tensor& image) const {
-    return wraps_in_place(s) ? image : fold(image);
-  }
-
-  at::Tensor empty_on_grid() const {
-    return wraps_in_place(s)
-               ? at::empty({s.batch, s.channels, s.height, s.width}, options)
-               : at::empty({s.batch, s.channels, s.extended_height(), s.extended_width()}, options);
-  }
-
-  static void set_output(SpectralBlur<T>& p, const at::Tensor& output) {
-    p.output = output.mutable_data_ptr<T>();
-    p.output_rows = output.size(2);
-    p.output_columns = output.size(3);
-  }
-
-  // k * x from an image that is extended already.
-  at::Tensor blur_extended(const at::Tensor& extended, const at::Tensor& kernel) const {
-    auto out = at::empty(output_size(s), options);
-    auto p = spectral(&extended, &kernel, nullptr);
-    p.predict = true;
-    set_output(p, out);
-    spectral_blur_cpu(p);
-    return out;
-  }
-
   at::Tensor forward(const at::Tensor& image, const at::Tensor& kernel) const {
+    auto out = empty_output();
     if (use_direct(s)) {
-      auto out = at::empty(output_size(s), options);
-      convolve_cpu<T>(s, extend(image).template const_data_ptr<T>(), kernel.const_data_ptr<T>(),
-                      out.template mutable_data_ptr<T>());
+      convolve_cpu<T>(s, view<T>(extend(image)), kernel.const_data_ptr<T>(), mutable_view<T>(out));
       return out;
     }
-    return blur_extended(on_grid(image), kernel);
+    auto p = spectral(SpectralTask::kBlur);
+    p.image = view<T>(image);
+    p.kernel = kernel.const_data_ptr<T>();
+    p.output = mutable_view<T>(out);
+    spectral_blur_cpu(p);
+    return out;
   }
 
   at::Tensor adjoint(const at::Tensor& residual, const at::Tensor& kernel) const {
     if (use_direct(s)) {
-      auto extended =
-          at::empty({s.batch, s.channels, s.extended_height(), s.extended_width()}, options);
-      convolve_adjoint_cpu<T>(s, residual.const_data_ptr<T>(), kernel.const_data_ptr<T>(),
-                              extended.mutable_data_ptr<T>());
+      const auto extended = s.keeps_size() ? empty_extended() : empty_image();
+      convolve_adjoint_cpu<T>(s, view<T>(residual), kernel.const_data_ptr<T>(),
+                              mutable_view<T>(extended));
       return fold(extended);
     }
-    const auto out = empty_on_grid();
-    auto p = spectral(nullptr, &kernel, &residual);
-    set_output(p, out);
+    auto out = empty_image();
+    auto p = spectral(SpectralTask::kAdjoint);
+    p.second = view<T>(residual);
+    p.kernel = kernel.const_data_ptr<T>();
+    p.output = mutable_view<T>(out);
     spectral_blur_cpu(p);
-    return off_grid(out);
+    return out;
   }
 
   at::Tensor kernel_adjoint(const at::Tensor& image, const at::Tensor& residual) const {
+    auto out = empty_kernel();
     if (use_direct(s)) {
-      auto out = empty_kernel();
-      convolve_kernel_cpu<T>(s, extend(image).template const_data_ptr<T>(),
-                             residual.const_data_ptr<T>(), out.template mutable_data_ptr<T>());
+      convolve_kernel_cpu<T>(s, view<T>(extend(image)), view<T>(residual),
+                             out.template mutable_data_ptr<T>());
       return out;
     }
-    const auto extended = on_grid(image);
-    auto out = empty_kernel();
-    auto p = spectral(&extended, nullptr, &residual);
+    auto p = spectral(SpectralTask::kKernelAdjoint);
+    p.image = view<T>(image);
+    p.second = view<T>(residual);
     p.grad_kernel = out.template mutable_data_ptr<T>();
     spectral_blur_cpu(p);
     return out;
   }
 
-  // Residual and loss of a prediction with the given pitch (row) and plane strides.
+  // prediction -> mask * (prediction - observation), in place, and its loss.
   at::Tensor residual(const at::Tensor& prediction, const at::Tensor& observation,
                       const at::Tensor& mask, at::Tensor& loss) const {
-    auto out = at::empty(output_size(s), options);
     ResidualParams<T> p{};
-    p.prediction = prediction.const_data_ptr<T>();
-    p.pitch = prediction.size(3);
-    p.plane = prediction.size(2) * prediction.size(3);
-    p.observation = observation.const_data_ptr<T>();
-    if (mask.defined()) {
-      p.mask = mask.const_data_ptr<T>();
-      p.mask_stride_c = mask.size(1) == 1 ? 0 : 1;
-      p.mask_stride_b = mask.size(0) == 1 ? 0 : mask.size(1);
-    }
-    p.residual = out.template mutable_data_ptr<T>();
+    p.prediction = view<T>(prediction);
+    p.observation = view<T>(observation);
+    if (mask.defined()) p.mask = view<T>(mask);
+    p.residual = mutable_view<T>(prediction);
     p.loss = loss.mutable_data_ptr<T>();
     residual_cpu<T>(s, p);
-    return out;
+    return prediction;
+  }
+
+  // The loss; gradients are another task on the same inputs.
+  SpectralBlur<T> data_term(const at::Tensor& image, const at::Tensor& kernel,
+                            const at::Tensor& observation, const at::Tensor& mask,
+                            at::Tensor& loss) const {
+    auto p = spectral(SpectralTask::kLoss);
+    p.image = view<T>(image);
+    p.kernel = kernel.const_data_ptr<T>();
+    p.second = view<T>(observation);
+    if (mask.defined()) p.mask = view<T>(mask);
+    p.loss = loss.mutable_data_ptr<T>();
+    return p;
+  }
+
+  at::Tensor loss(const at::Tensor& image, const at::Tensor& kernel, const at::Tensor& observation,
+                  const at::Tensor& mask) const {
+    auto loss = at::empty({s.batch}, options);
+    if (use_direct(s))
+      residual(forward(image, kernel), observation, mask, loss);
+    else
+      spectral_blur_cpu(data_term(image, kernel, observation, mask, loss));
+    return loss;
   }
 
   std::tuple<at::Tensor, at::Tensor, at::Tensor> gradients(const at::Tensor& image,
@@ -293,21 +248,13 @@ struct Blur {
       const auto r = residual(forward(image, kernel), observation, mask, loss);
       return {loss, adjoint(r, kernel), kernel_adjoint(image, r)};
     }
-    const auto extended = on_grid(image), grad = empty_on_grid();
-    const auto grad_kernel = empty_kernel();
-    // Without a mask a periodic residual never has to leave the spectrum.
-    const bool fused = wraps_in_place(s) && !mask.defined();
-    const auto second =
-        fused ? observation : residual(blur_extended(extended, kernel), observation, mask, loss);
-    auto p = spectral(&extended, &kernel, &second);
-    if (fused) {
-      p.second_is_observation = true;
-      p.loss = loss.template mutable_data_ptr<T>();
-    }
-    set_output(p, grad);
+    const auto grad = empty_image(), grad_kernel = empty_kernel();
+    auto p = data_term(image, kernel, observation, mask, loss);
+    p.task = SpectralTask::kGradients;
+    p.output = mutable_view<T>(grad);
     p.grad_kernel = grad_kernel.template mutable_data_ptr<T>();
     spectral_blur_cpu(p);
-    return {loss, off_grid(grad), grad_kernel};
+    return {loss, grad, grad_kernel};
   }
 };
 

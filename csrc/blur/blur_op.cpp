@@ -21,8 +21,8 @@ at::Tensor blur_conv2d(const at::Tensor& image, const at::Tensor& kernel,
   const auto type = compute_type(image, kernel);
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
-    const Blur<T> blur{s, image.options().dtype(type)};
-    return blur.forward(prepare(image, type), prepare(kernel, type)).to(image.scalar_type());
+    const Blur<T> blur{s, image.options().dtype(type), format_of(image)};
+    return blur.forward(image.to(type), prepare(kernel, type)).to(image.scalar_type());
   });
 }
 
@@ -41,8 +41,8 @@ at::Tensor blur_conv2d_adjoint(const at::Tensor& residual, const at::Tensor& ker
   const auto type = compute_type(residual, kernel);
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
-    const Blur<T> blur{s, residual.options().dtype(type)};
-    return blur.adjoint(prepare(residual, type), prepare(kernel, type)).to(residual.scalar_type());
+    const Blur<T> blur{s, residual.options().dtype(type), format_of(residual)};
+    return blur.adjoint(residual.to(type), prepare(kernel, type)).to(residual.scalar_type());
   });
 }
 
@@ -57,8 +57,7 @@ at::Tensor blur_conv2d_kernel(const at::Tensor& image, const at::Tensor& residua
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const Blur<T> blur{s, image.options().dtype(type)};
-    return blur.kernel_adjoint(prepare(image, type), prepare(residual, type))
-        .to(image.scalar_type());
+    return blur.kernel_adjoint(image.to(type), residual.to(type)).to(image.scalar_type());
   });
 }
 
@@ -73,10 +72,8 @@ at::Tensor blur_data_term(const at::Tensor& image, const at::Tensor& kernel,
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const Blur<T> blur{s, image.options().dtype(type)};
-    auto loss = at::empty({s.batch}, blur.options);
-    blur.residual(blur.forward(prepare(image, type), prepare(kernel, type)),
-                  prepare(observation, type), mask ? prepare(*mask, type) : at::Tensor(), loss);
-    return loss;
+    return blur.loss(image.to(type), prepare(kernel, type), observation.to(type),
+                     mask ? mask->to(type) : at::Tensor());
   });
 }
 
@@ -94,10 +91,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(const at::Tensor& 
             at::zeros(image.sizes(), image.options()), at::zeros(kernel.sizes(), kernel.options())};
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
-    const Blur<T> blur{s, image.options().dtype(type)};
+    const Blur<T> blur{s, image.options().dtype(type), format_of(image)};
     auto [loss, grad_image, grad_kernel] =
-        blur.gradients(prepare(image, type), prepare(kernel, type), prepare(observation, type),
-                       mask ? prepare(*mask, type) : at::Tensor());
+        blur.gradients(image.to(type), prepare(kernel, type), observation.to(type),
+                       mask ? mask->to(type) : at::Tensor());
     return std::make_tuple(loss, grad_image.to(image.scalar_type()),
                            grad_kernel.to(kernel.scalar_type()));
   });

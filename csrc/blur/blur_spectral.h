@@ -6,25 +6,33 @@
 
 namespace latentdem {
 
-// X, K and R are the spectra of image, kernel and second on the grid n x m, where planes lie in
-// the top left corner and tap (i, j) at row (i - origin_y) mod n, column (j - origin_x) mod m.
-// With an observation as second, R = K X - Y; with a residual it is its own spectrum. Outputs
-// that are not wanted are null; prediction excludes the others.
+// What is asked for, with the spectra X, K and R of the extended image, the kernel and the
+// residual. A blur and its transposes need two transforms; loss and gradients need four, or three
+// where the residual is periodic and unmasked: then it is K X - Y, never leaves the spectrum, and
+// the loss is Parseval's.
+enum class SpectralTask : int {
+  kBlur,           // K X -> output [B,C,H',W']
+  kAdjoint,        // conj(K) R, folded -> output [B,C,H,W]
+  kKernelAdjoint,  // conj(X) R -> grad_kernel
+  kLoss,           // loss of K X
+  kGradients,      // all of loss, output [B,C,H,W] and grad_kernel
+};
+
+// Planes lie in the top left corner of the grid n x m, tap (i, j) at row (i - origin_y) mod n,
+// column (j - origin_x) mod m.
 template <class T>
 struct SpectralBlur {
+  SpectralTask task;
   BlurShape s;
   SpectralGrid g;
-  const T* image;  // [B,C,image_rows,image_columns]
-  int64_t image_rows, image_columns;
-  const T* kernel;
-  const T* second;  // [B,C,second_rows,second_columns]
-  int64_t second_rows, second_columns;
-  bool second_is_observation;
-  T* output;  // [B,C,output_rows,output_columns], corner of K X (predict) or of conj(K) R
-  int64_t output_rows, output_columns;
-  bool predict;
-  T* grad_kernel;  // conj(X) R, summed over the dimensions that share a kernel
-  T* loss;         // [B], half the squared norm of R (Parseval)
+  bool wraps;               // the grid is the circle itself, so that nothing is extended
+  Strided<const T> image;   // [B,C,H,W]
+  const T* kernel;          // contiguous
+  Strided<const T> second;  // [B,C,H',W'], residual or observation
+  Strided<const T> mask;    // [B,C,H',W'], or no data
+  Strided<T> output;
+  T* grad_kernel;  // contiguous, summed over the dimensions that share a kernel
+  T* loss;         // [B]
 };
 
 template <class T>

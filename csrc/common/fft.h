@@ -275,6 +275,13 @@ struct RealGrid {
   }
 };
 
+// The two buffers.
+template <class T>
+struct Scratch {
+  VectorBuffer<ComplexVec<T>> a, b;
+  explicit Scratch(const RealGrid<T>& grid) : a(grid.scratch_size()), b(grid.scratch_size()) {}
+};
+
 template <class T>
 inline Vec<T> load_columns(const T* row, int64_t count) {
   Vec<T> v{};
@@ -285,15 +292,20 @@ inline Vec<T> load_columns(const T* row, int64_t count) {
   return v;
 }
 
-// Vertical half of the forward transform for one block of columns. `load(y, x, count)` gives
-// the kLanes values of row y from column x on, of which `count` lie on the grid.
-template <class T, class Load>
-inline void forward_columns(const RealGrid<T>& grid, int64_t block, const Load& load,
-                            ComplexVec<T>* spectrum, ComplexVec<T>* a, ComplexVec<T>* b) {
-  const int64_t h = grid.half(), x = block * kLanes<T>;
-  const int64_t count = grid.pitch - x < kLanes<T> ? grid.pitch - x : kLanes<T>;
-  for (int64_t j = 0; j < h; ++j) a[j] = {load(2 * j, x, count), load(2 * j + 1, x, count)};
-  const ComplexVec<T>* z = fft<false>(grid.columns, a, b);
+// Lanes of a block of columns that lie on the grid.
+template <class T>
+inline int64_t lanes_on_grid(const RealGrid<T>& grid, int64_t block) {
+  const int64_t rest = grid.pitch - block * kLanes<T>;
+  return rest < kLanes<T> ? rest : kLanes<T>;
+}
+
+// Vertical half of the forward transform for one block of columns, given as pairs of rows:
+// rows[j] holds rows 2 j and 2 j + 1. Both buffers are overwritten.
+template <class T>
+inline void forward_block(const RealGrid<T>& grid, int64_t block, ComplexVec<T>* rows,
+                          ComplexVec<T>* other, ComplexVec<T>* spectrum) {
+  const int64_t h = grid.half(), count = lanes_on_grid(grid, block);
+  const ComplexVec<T>* z = fft<false>(grid.columns, rows, other);
   for (int64_t first = 0; first <= h; first += kLanes<T>) {
     Vec<T> re[kLanes<T>], im[kLanes<T>];
     for (int64_t i = 0; i < kLanes<T>; ++i) {
@@ -312,30 +324,39 @@ inline void forward_columns(const RealGrid<T>& grid, int64_t block, const Load& 
     }
     transpose(re);
     transpose(im);
-    ComplexVec<T>* out = spectrum + first / kLanes<T> * grid.pitch + x;
+    ComplexVec<T>* out = spectrum + first / kLanes<T> * grid.pitch + block * kLanes<T>;
     for (int64_t i = 0; i < count; ++i) out[i] = {re[i], im[i]};
   }
+}
+
+// The same from `load(y, x, count)`, which gives the kLanes values of row y from column x on, of
+// which `count` lie on the grid.
+template <class T, class Load>
+inline void forward_columns(const RealGrid<T>& grid, int64_t block, const Load& load,
+                            ComplexVec<T>* spectrum, ComplexVec<T>* a, ComplexVec<T>* b) {
+  const int64_t h = grid.half(), x = block * kLanes<T>, count = lanes_on_grid(grid, block);
+  for (int64_t j = 0; j < h; ++j) a[j] = {load(2 * j, x, count), load(2 * j + 1, x, count)};
+  forward_block(grid, block, a, b, spectrum);
 }
 
 // The vertical half of a block of columns that are all zero.
 template <class T>
 inline void forward_zero_columns(const RealGrid<T>& grid, int64_t block, ComplexVec<T>* spectrum) {
-  const int64_t x = block * kLanes<T>;
-  const int64_t count = grid.pitch - x < kLanes<T> ? grid.pitch - x : kLanes<T>;
+  const int64_t x = block * kLanes<T>, count = lanes_on_grid(grid, block);
   for (int64_t r = 0; r < grid.row_blocks(); ++r)
     for (int64_t i = 0; i < count; ++i) spectrum[r * grid.pitch + x + i] = ComplexVec<T>{};
 }
 
-// Vertical half of the inverse transform for one block of columns; times n m in all.
-// `store(y, x, count, values)` takes the kLanes values of row y from column x on.
-template <class T, class Store>
-inline void inverse_columns(const RealGrid<T>& grid, int64_t block, const ComplexVec<T>* spectrum,
-                            const Store& store, ComplexVec<T>* a, ComplexVec<T>* b) {
-  const int64_t h = grid.half(), x = block * kLanes<T>;
-  const int64_t count = grid.pitch - x < kLanes<T> ? grid.pitch - x : kLanes<T>;
+// Vertical half of the inverse transform for one block of columns; times n m in all. Returns
+// the pairs of rows 2 j and 2 j + 1, in one of the two buffers.
+template <class T>
+inline ComplexVec<T>* inverse_block(const RealGrid<T>& grid, int64_t block,
+                                    const ComplexVec<T>* spectrum, ComplexVec<T>* a,
+                                    ComplexVec<T>* b) {
+  const int64_t h = grid.half(), count = lanes_on_grid(grid, block);
   for (int64_t first = 0; first <= h; first += kLanes<T>) {
     Vec<T> re[kLanes<T>], im[kLanes<T>];
-    const ComplexVec<T>* in = spectrum + first / kLanes<T> * grid.pitch + x;
+    const ComplexVec<T>* in = spectrum + first / kLanes<T> * grid.pitch + block * kLanes<T>;
     for (int64_t i = 0; i < kLanes<T>; ++i) {
       re[i] = i < count ? in[i].re : Vec<T>{};
       im[i] = i < count ? in[i].im : Vec<T>{};
@@ -351,7 +372,16 @@ inline void inverse_columns(const RealGrid<T>& grid, int64_t block, const Comple
         twiddle<true>(ComplexVec<T>{p.re - q.re, p.im + q.im}, grid.columns.real[k]);
     a[k] = {even.re - odd.im, even.im + odd.re};
   }
-  const ComplexVec<T>* z = fft<true>(grid.columns, a, b);
+  return fft<true>(grid.columns, a, b);
+}
+
+// The same into `store(y, x, count, values)`, which takes the kLanes values of row y from column x
+// on.
+template <class T, class Store>
+inline void inverse_columns(const RealGrid<T>& grid, int64_t block, const ComplexVec<T>* spectrum,
+                            const Store& store, ComplexVec<T>* a, ComplexVec<T>* b) {
+  const int64_t h = grid.half(), x = block * kLanes<T>, count = lanes_on_grid(grid, block);
+  const ComplexVec<T>* z = inverse_block(grid, block, spectrum, a, b);
   for (int64_t j = 0; j < h; ++j) {
     store(2 * j, x, count, z[j].re);
     store(2 * j + 1, x, count, z[j].im);

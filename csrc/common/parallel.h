@@ -61,6 +61,15 @@ void parallel_tasks(int64_t count, const Body& body) {
   for (int64_t task = 0; task < count; ++task) body(task);
 }
 
+// Calls body(begin, end) on ranges of planes that cover [0, planes): as many planes as fill all
+// threads evenly go side by side, the rest to a body that may use all threads itself.
+template <class Body>
+void parallel_planes(int64_t planes, const Body& body) {
+  const int64_t even = planes / max_threads() * max_threads();
+  parallel_for(even, 1, body);
+  if (even < planes) body(even, planes);
+}
+
 // Calls body(plane, row) for all rows of all planes, on threads if there is enough to do.
 template <class Body>
 void for_each_row(int64_t planes, int64_t rows, int64_t columns, const Body& body) {

@@ -75,21 +75,7 @@ template <class T>
 void wiener_gradients_cpu(const BlurShape& s, const SpectralGrid& g, const WienerParams<T>& w,
                           const WienerGradientParams<T>& p);
 
-// Richardson-Lucy: quotient [B,C,H',W'] = mask * observation / max(prediction, floor). The
-// prediction has rows of `pitch` elements in planes of `plane`; the mask may be null, its
-// strides (in planes) are zero along a broadcast dimension.
-template <class T>
-struct QuotientParams {
-  const T* prediction;
-  int64_t pitch, plane;
-  const T* observation;
-  const T* mask;
-  int64_t mask_stride_b, mask_stride_c;
-  T floor;
-  T* quotient;
-};
-template <class T>
-void quotient_cpu(const BlurShape& s, const QuotientParams<T>& p);
+// Richardson-Lucy.
 
 // weight -> 1 / weight in place, or zero where it is at most `least`: there the observation says
 // nothing about a pixel.

@@ -163,22 +163,6 @@ void wiener_gradients_cpu(const BlurShape& s, const SpectralGrid& g, const Wiene
 }
 
 template <class T>
-void quotient_cpu(const BlurShape& s, const QuotientParams<T>& p) {
-  const int64_t ho = s.output_height(), wo = s.output_width();
-  for_each_row(s.planes(), ho, wo, [&](int64_t plane, int64_t y) {
-    const T* prediction = p.prediction + plane * p.plane + y * p.pitch;
-    const T* observation = p.observation + (plane * ho + y) * wo;
-    T* out = p.quotient + (plane * ho + y) * wo;
-    for (int64_t x = 0; x < wo; ++x) out[x] = observation[x] / std::max(prediction[x], p.floor);
-    if (p.mask == nullptr) return;
-    const int64_t mask_plane =
-        plane / s.channels * p.mask_stride_b + plane % s.channels * p.mask_stride_c;
-    const T* mask = p.mask + (mask_plane * ho + y) * wo;
-    for (int64_t x = 0; x < wo; ++x) out[x] *= mask[x];
-  });
-}
-
-template <class T>
 void invert_weight_cpu(int64_t count, T least, T* weight) {
   parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) weight[i] = weight[i] > least ? 1 / weight[i] : T(0);
@@ -224,7 +208,6 @@ void lucy_update_cpu(const BlurShape& s, const LucyUpdateParams<T>& p) {
                                        const Complex<T>*, T*);                                     \
   template void wiener_gradients_cpu<T>(const BlurShape&, const SpectralGrid&,                     \
                                         const WienerParams<T>&, const WienerGradientParams<T>&);   \
-  template void quotient_cpu<T>(const BlurShape&, const QuotientParams<T>&);                       \
   template void invert_weight_cpu<T>(int64_t, T, T*);                                              \
   template void lucy_update_cpu<T>(const BlurShape&, const LucyUpdateParams<T>&);
 LATENTDEM_INSTANTIATE(float)

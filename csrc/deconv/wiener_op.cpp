@@ -11,6 +11,7 @@
 #include "common/checks.h"
 #include "common/dispatch.h"
 #include "deconv/deconv.h"
+#include "deconv/deconv_spectral.h"
 
 namespace latentdem {
 namespace {
@@ -55,7 +56,19 @@ BlurShape check_wiener(const WienerInputs& in) {
   return s;
 }
 
-// All tensors contiguous and of the compute dtype.
+template <class T, class Params>
+void set_ratio(Params& p, const at::Tensor& ratio, const SpectralGrid& g) {
+  p.ratio = ratio.const_data_ptr<T>();
+  if (ratio.dim() == 1) p.ratio_stride_b = 1;
+  if (ratio.dim() == 4) {
+    p.ratio_stride_bin = 1;
+    p.ratio_stride_c = ratio.size(1) == 1 ? 0 : g.bins();
+    p.ratio_stride_b = ratio.size(0) == 1 ? 0 : ratio.size(1) * g.bins();
+  }
+}
+
+// For canvases of any size, and for gradients, with ATen's transforms. All tensors contiguous and
+// of the compute dtype.
 template <class T>
 struct Wiener {
   Blur<T> blur;
@@ -71,7 +84,7 @@ struct Wiener {
         observation(prepare(in.observation, type)),
         ratio(prepare(in.ratio, type)),
         mask(in.mask ? prepare(*in.mask, type) : at::Tensor()),
-        transfer(blur.kernel_spectrum(prepare(in.kernel, type), g)),
+        transfer(kernel_spectrum(prepare(in.kernel, type))),
         passes(in.passes) {}
 
   const BlurShape& s() const { return blur.s; }
@@ -79,18 +92,37 @@ struct Wiener {
   WienerParams<T> params() const {
     WienerParams<T> p{};
     p.kernel = spectrum_data<T>(transfer);
-    p.ratio = ratio.template const_data_ptr<T>();
-    if (ratio.dim() == 1) p.ratio_stride_b = 1;
-    if (ratio.dim() == 4) {
-      p.ratio_stride_bin = 1;
-      p.ratio_stride_c = ratio.size(1) == 1 ? 0 : g.bins();
-      p.ratio_stride_b = ratio.size(0) == 1 ? 0 : ratio.size(1) * g.bins();
-    }
+    set_ratio<T>(p, ratio, g);
     return p;
   }
 
   MaskParams<T> mask_params() const {
     return {mask.const_data_ptr<T>(), mask.size(0) == 1 ? 0 : 1};
+  }
+
+  at::Tensor kernel_spectrum(const at::Tensor& kernel) const {
+    const int64_t count = s().kernel_batch() * s().kernel_channels();
+    auto grid = at::empty({count, g.n, g.m}, blur.options);
+    embed_kernel_cpu<T>(s(), g, count, kernel.const_data_ptr<T>(),
+                        grid.template mutable_data_ptr<T>());
+    return forward_fft(grid, g);
+  }
+
+  at::Tensor kernel_from(const at::Tensor& spectrum) const {
+    const int64_t count = s().kernel_batch() * s().kernel_channels();
+    auto field = inverse_fft(spectrum, g).contiguous();
+    auto out = blur.empty_kernel();
+    gather_kernel_cpu<T>(s(), g, count, field.const_data_ptr<T>(),
+                         out.template mutable_data_ptr<T>());
+    return out;
+  }
+
+  // k * x from the spectrum of x, which is left as it is.
+  at::Tensor predict(const at::Tensor& spectrum) const {
+    auto product = spectrum.clone();
+    spectrum_multiply_cpu<T>(s(), g, spectrum_data<T>(transfer), false,
+                             mutable_spectrum<T>(product));
+    return inverse_fft(product, g).contiguous();
   }
 
   int64_t observation_stride() const { return observation.size(0) == 1 ? 0 : 1; }
@@ -101,7 +133,7 @@ struct Wiener {
 
   // mask * (y - k * x_hat), given the spectrum of x_hat, which is left as it is.
   at::Tensor misfit(const at::Tensor& spectrum) const {
-    auto field = blur.predict(spectrum, transfer, g);
+    auto field = predict(spectrum);
     masked_misfit_cpu<T>(s(), mask_params(), observation.const_data_ptr<T>(), observation_stride(),
                          field.template mutable_data_ptr<T>());
     return field;
@@ -179,7 +211,7 @@ struct Wiener {
     }
     at::Tensor grad_kernel = none, grad_ratio = none;
     if (need_filter) {
-      auto kernel_spectrum = at::empty_like(transfer);
+      auto transfer_grad = at::empty_like(transfer);
       if (need_ratio)
         grad_ratio = at::empty({s().batch, s().channels, g.n, g.columns()}, blur.options);
       WienerGradientParams<T> p{};
@@ -188,10 +220,10 @@ struct Wiener {
       p.echo = echo.defined() ? echo.template const_data_ptr<T>() : nullptr;
       p.image = spectrum_data<T>(image);
       p.grad_prediction = spectrum_data<T>(grad_prediction);
-      p.grad_kernel = mutable_spectrum<T>(kernel_spectrum);
+      p.grad_kernel = mutable_spectrum<T>(transfer_grad);
       p.grad_ratio = need_ratio ? grad_ratio.template mutable_data_ptr<T>() : nullptr;
       wiener_gradients_cpu<T>(s(), g, params(), p);
-      if (need_kernel) grad_kernel = blur.kernel_from_spectrum(kernel_spectrum, g);
+      if (need_kernel) grad_kernel = kernel_from(transfer_grad);
     }
     spectrum_multiply_cpu<T>(s(), g, spectrum_data<T>(transfer), true,
                              mutable_spectrum<T>(grad_prediction));
@@ -199,6 +231,28 @@ struct Wiener {
     return {grad_image, need_observation ? grad_observation : none, grad_kernel, grad_ratio};
   }
 };
+
+// On canvases that the transforms of common/fft.h take.
+template <class T>
+at::Tensor solve_spectral(const BlurShape& s, const WienerInputs& in, at::ScalarType type,
+                          at::MemoryFormat format) {
+  const auto estimate = in.estimate.to(type), observation = in.observation.to(type);
+  const auto kernel = prepare(in.kernel, type), ratio = prepare(in.ratio, type);
+  const auto mask = in.mask ? in.mask->to(type) : at::Tensor();
+  auto out = at::empty(estimate.sizes(), estimate.options(), format);
+  WienerSpectral<T> p{};
+  p.s = s;
+  p.g = make_grid(s);
+  p.kernel = kernel.template const_data_ptr<T>();
+  set_ratio<T>(p, ratio, p.g);
+  p.estimate = view<T>(estimate);
+  p.observation = view<T>(observation);
+  if (mask.defined()) p.mask = view<T>(mask);
+  p.passes = in.passes;
+  p.output = mutable_view<T>(out);
+  wiener_spectral_cpu(p);
+  return out;
+}
 
 }  // namespace
 
@@ -211,7 +265,10 @@ at::Tensor wiener_deconv2d(const at::Tensor& image_hat, const at::Tensor& observ
   const auto type = compute_type(image_hat, kernel);
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
-    return Wiener<T>(s, in, type).solve().to(image_hat.scalar_type());
+    const auto format = format_of(image_hat);
+    if (wraps_in_place(s))
+      return solve_spectral<T>(s, in, type, format).to(image_hat.scalar_type());
+    return Wiener<T>(s, in, type).solve().contiguous(format).to(image_hat.scalar_type());
   });
 }
 

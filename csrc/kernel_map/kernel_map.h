@@ -1,4 +1,5 @@
-// Kernels of the MAP estimate of blur kernels: plain parameters, contiguous memory.
+// Kernels of the MAP estimate of blur kernels: plain parameters, contiguous memory
+// except for images.
 //
 // B batch; F fields of one image (its channels, or their two derivatives); H W field size;
 // kh kw kernel; n m FFT grid with M = m / 2 + 1 columns of its half spectrum.
@@ -7,6 +8,7 @@
 #include <cstdint>
 
 #include "common/complex.h"
+#include "common/strided.h"
 #include "kernel_map/kernel_map_math.h"
 
 namespace latentdem {
@@ -20,7 +22,8 @@ struct FieldShape {
   int64_t fields() const { return channels * (gradient ? 2 : 1); }
 };
 template <class T>
-void make_fields_cpu(const FieldShape& s, const T* image, const T* window, T* fields);
+void make_fields_cpu(const FieldShape& s, const Strided<const T>& image, const T* window,
+                     T* fields);
 
 // Spectra [B,F,bins] -> pooled power [B,bins] = sum_f |X|^2 and cross [B,bins] = sum conj(X) Y.
 template <class T>

@@ -18,7 +18,9 @@ constexpr int64_t kGrain = 1 << 14;
 }  // namespace
 
 template <class T>
-void make_fields_cpu(const FieldShape& s, const T* image, const T* window, T* fields) {
+void make_fields_cpu(const FieldShape& s, const Strided<const T>& image, const T* window,
+                     T* fields) {
+  const int64_t step = image.column;
   const int64_t h = s.height, w = s.width, per_image = s.fields();
   parallel_for(s.batch * per_image * h, kGrain / w + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -26,16 +28,16 @@ void make_fields_cpu(const FieldShape& s, const T* image, const T* window, T* fi
       const int64_t b = plane / per_image, f = plane % per_image;
       const int64_t channel = f % s.channels;
       const bool vertical = f < s.channels;
-      const T* here = image + ((b * s.channels + channel) * h + y) * w;
+      const T* here = image.plane(b, channel) + y * image.row;
       T* out = fields + row * w;
       if (!s.gradient) {
-        std::copy(here, here + w, out);
+        for (int64_t x = 0; x < w; ++x) out[x] = here[x * step];
       } else if (vertical) {
-        const T* below = image + ((b * s.channels + channel) * h + (y + 1) % h) * w;
-        for (int64_t x = 0; x < w; ++x) out[x] = below[x] - here[x];
+        const T* below = image.plane(b, channel) + (y + 1) % h * image.row;
+        for (int64_t x = 0; x < w; ++x) out[x] = below[x * step] - here[x * step];
       } else {
-        for (int64_t x = 0; x + 1 < w; ++x) out[x] = here[x + 1] - here[x];
-        out[w - 1] = here[0] - here[w - 1];
+        for (int64_t x = 0; x + 1 < w; ++x) out[x] = here[(x + 1) * step] - here[x * step];
+        out[w - 1] = here[0] - here[(w - 1) * step];
       }
       if (window != nullptr) {
         const T* weight = window + (b * s.window_stride_b * h + y) * w;
@@ -253,21 +255,21 @@ void recenter_kernel_cpu(int64_t planes, int64_t kh, int64_t kw, bool subpixel, 
   }
 }
 
-#define LATENTDEM_INSTANTIATE(T)                                                             \
-  template void make_fields_cpu<T>(const FieldShape&, const T*, const T*, T*);               \
-  template void pool_spectra_cpu<T>(int64_t, int64_t, int64_t, const Complex<T>*,            \
-                                    const Complex<T>*, Complex<T>*, Complex<T>*);            \
-  template void full_grid_step_cpu<T>(const FullGridStep<T>&);                               \
-  template void gather_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,  \
-                                      int64_t, const T*, T*);                                \
-  template void scatter_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, \
-                                       int64_t, const T*, T*);                               \
-  template void cg_start_cpu<T>(const ConjugateGradient<T>&, double, const T*, const T*,     \
-                                const T*);                                                   \
-  template void cg_step_cpu<T>(const ConjugateGradient<T>&, double, const T*);               \
-  template void clamp_normalize_cpu<T>(int64_t, int64_t, const T*, T*);                      \
-  template void apply_prior_cpu<T>(int64_t, int64_t, KernelPrior, double, double, T*);       \
-  template void project_simplex_cpu<T>(int64_t, int64_t, const T*, T*);                      \
+#define LATENTDEM_INSTANTIATE(T)                                                              \
+  template void make_fields_cpu<T>(const FieldShape&, const Strided<const T>&, const T*, T*); \
+  template void pool_spectra_cpu<T>(int64_t, int64_t, int64_t, const Complex<T>*,             \
+                                    const Complex<T>*, Complex<T>*, Complex<T>*);             \
+  template void full_grid_step_cpu<T>(const FullGridStep<T>&);                                \
+  template void gather_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,   \
+                                      int64_t, const T*, T*);                                 \
+  template void scatter_wrapped_cpu<T>(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,  \
+                                       int64_t, const T*, T*);                                \
+  template void cg_start_cpu<T>(const ConjugateGradient<T>&, double, const T*, const T*,      \
+                                const T*);                                                    \
+  template void cg_step_cpu<T>(const ConjugateGradient<T>&, double, const T*);                \
+  template void clamp_normalize_cpu<T>(int64_t, int64_t, const T*, T*);                       \
+  template void apply_prior_cpu<T>(int64_t, int64_t, KernelPrior, double, double, T*);        \
+  template void project_simplex_cpu<T>(int64_t, int64_t, const T*, T*);                       \
   template void recenter_kernel_cpu<T>(int64_t, int64_t, int64_t, bool, const T*, T*);
 LATENTDEM_INSTANTIATE(float)
 LATENTDEM_INSTANTIATE(double)

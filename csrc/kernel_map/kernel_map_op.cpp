@@ -15,6 +15,7 @@
 #include "common/checks.h"
 #include "common/dispatch.h"
 #include "common/fft_size.h"
+#include "common/strided_glue.h"
 #include "kernel_map/kernel_map_spectral.h"
 
 namespace latentdem {
@@ -86,10 +87,9 @@ std::array<int64_t, 2> grid_size(const FieldShape& s, bool linear, int64_t kh, i
 // What is correlated: the image itself if nothing is to be done to it, else its fields.
 template <class T>
 at::Tensor make_fields(const FieldShape& s, const at::Tensor& image, const at::Tensor& window) {
-  if (!s.gradient && !window.defined()) return image;
+  if (!s.gradient && !window.defined()) return image.contiguous();
   auto fields = at::empty({s.batch, s.fields(), s.height, s.width}, image.options());
-  make_fields_cpu<T>(s, image.const_data_ptr<T>(),
-                     window.defined() ? window.const_data_ptr<T>() : nullptr,
+  make_fields_cpu<T>(s, view<T>(image), window.defined() ? window.const_data_ptr<T>() : nullptr,
                      fields.template mutable_data_ptr<T>());
   return fields;
 }
@@ -233,9 +233,8 @@ std::tuple<at::Tensor, at::Tensor> kernel_map_statistics(
     const auto grid = grid_size(s, weight.defined(), kh, kw);
     const auto ready = check_prepared<T>(prepared, s, grid);
     auto result = correlations<T>(
-        s, grid, make_fields<T>(s, image.to(type).contiguous(), weight),
-        ready ? at::Tensor() : make_fields<T>(s, observation.to(type).contiguous(), weight), ready,
-        kh, kw);
+        s, grid, make_fields<T>(s, image.to(type), weight),
+        ready ? at::Tensor() : make_fields<T>(s, observation.to(type), weight), ready, kh, kw);
     add_noise<T>(std::get<0>(result), noise_power(s, weight, image_variance), kh, kw, gradient);
     return result;
   });
@@ -257,7 +256,7 @@ at::Tensor kernel_map_prepare(const at::Tensor& observation,
     const int64_t values = is_native(grid) ? spectrum_values<T>(grid[0], grid[1]) : 0;
     auto spectra = at::empty({s.batch, s.fields(), values}, observation.options().dtype(type));
     if (spectra.numel() == 0) return spectra;
-    const auto fields = make_fields<T>(s, observation.to(type).contiguous(), weight);
+    const auto fields = make_fields<T>(s, observation.to(type), weight);
     transform_planes_cpu<T>({s.batch * s.fields(), s.height, s.width, grid[0], grid[1],
                              fields.template const_data_ptr<T>(),
                              spectra.template mutable_data_ptr<T>()});
@@ -331,11 +330,10 @@ at::Tensor kernel_map_update(const at::Tensor& image, const at::Tensor& observat
     const auto weight = window ? window->to(type).contiguous() : at::Tensor();
     const auto s = field_shape(image, weight, gradient);
     const auto grid = grid_size(s, weight.defined(), kh, kw);
-    const auto x = make_fields<T>(s, image.to(type).contiguous(), weight);
+    const auto x = make_fields<T>(s, image.to(type), weight);
     const auto ready =
         support_exact ? check_prepared<T>(prepared, s, grid) : std::optional<at::Tensor>();
-    const auto y =
-        ready ? at::Tensor() : make_fields<T>(s, observation.to(type).contiguous(), weight);
+    const auto y = ready ? at::Tensor() : make_fields<T>(s, observation.to(type), weight);
     const auto noise = noise_power(s, weight, image_variance);
     auto k = z.clone();
     T* data = k.mutable_data_ptr<T>();

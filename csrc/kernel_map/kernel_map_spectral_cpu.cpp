@@ -10,12 +10,6 @@ namespace {
 
 constexpr int64_t kGrain = 4;  // blocks worth a thread
 
-template <class T>
-struct Scratch {
-  VectorBuffer<ComplexVec<T>> a, b;
-  explicit Scratch(const RealGrid<T>& grid) : a(grid.scratch_size()), b(grid.scratch_size()) {}
-};
-
 // Whether a block of columns holds any of those that an array of `columns` starting at
 // column -origin of the grid, wrapped round, covers.
 template <class T>

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,17 @@ def call(operator: Any, *inputs: Any) -> Any:
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
         return _functions[operator].apply(*inputs)
     return operator(*inputs)
+
+
+def empty_in_format(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """``[...]`` like ``image``, channels last if that is dense in this format, else contiguous."""
+    last = not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        shape,
+        dtype=image.dtype,
+        device=image.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
 
 
 def full_precision_under_autocast(*names: str) -> None:

@@ -3,9 +3,13 @@
 Letters: B batch, C channels, H W image, kh kw kernel, H' W' blurred image.
 
 All operators take float32 and float64; float16 and bfloat16 images are accumulated in
-float32.  Any strides are accepted.  The kernel's centre is at ``(kh // 2, kw // 2)``, and a
-kernel is never larger than the image.  Boundaries: ``circular``, ``reflect``, ``replicate``
-and ``zero`` keep H and W; ``valid`` gives ``H - kh + 1`` and ``W - kw + 1``.
+float32.  Images, observations and masks of any strides are read where they lie, without a copy
+(except for a dtype to be converted; small kernels need an image that is extended first).  Results
+of image size have the memory format of the first argument, as those of ``conv2d`` would:
+channels last if it is dense in that format, else contiguous.  The kernel's centre is at
+``(kh // 2, kw // 2)``, and a kernel is never larger than the image.  Boundaries: ``circular``,
+``reflect``, ``replicate`` and ``zero`` keep H and W; ``valid`` gives ``H - kh + 1`` and
+``W - kw + 1``.
 
 Convolution, adjoint and kernel adjoint are each other's derivatives, so gradients of any
 order run through native operators.
@@ -18,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdem_ext.ops._transforms import call, differentiable
+from latentdem_ext.ops._transforms import call, differentiable, empty_in_format
 
 _ops = torch.ops.latentdem
 
@@ -133,12 +137,12 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 @torch.library.register_fake("latentdem::blur_conv2d")
 def _(image: Tensor, kernel: Tensor, boundary: str) -> Tensor:
-    return image.new_empty(_output_shape(image.shape, kernel.shape, boundary))
+    return empty_in_format(image, _output_shape(image.shape, kernel.shape, boundary))
 
 
 @torch.library.register_fake("latentdem::blur_conv2d_adjoint")
 def _(residual: Tensor, kernel: Tensor, boundary: str, image_size: list[int]) -> Tensor:
-    return residual.new_empty([*residual.shape[:2], *image_size])
+    return empty_in_format(residual, [*residual.shape[:2], *image_size])
 
 
 @torch.library.register_fake("latentdem::blur_conv2d_kernel")
@@ -158,7 +162,7 @@ def _(
     image: Tensor, kernel: Tensor, observation: Tensor, mask: Tensor | None, boundary: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = image.new_empty([image.shape[0]], dtype=_compute_dtype(image, kernel))
-    return loss, image.new_empty(image.shape), kernel.new_empty(kernel.shape)
+    return loss, empty_in_format(image, image.shape), kernel.new_empty(kernel.shape)
 
 
 # Autograd -------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 Letters as in :mod:`latentdem_ext.ops.blur`: B batch, C channels, H W image, kh kw kernel,
 H' W' blurred image; the kernel's centre is at ``(kh // 2, kw // 2)``.  float32 and float64;
-half precision is computed in float32.  Any strides.
+half precision is computed in float32.  Images of any strides are read where they lie, without a
+copy (the Wiener step's gradients, and canvases of odd height or with a prime factor above 7, make
+one).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdem_ext.ops._transforms import call, differentiable
+from latentdem_ext.ops._transforms import call, differentiable, empty_in_format
 
 _ops = torch.ops.latentdem
 
@@ -43,9 +45,9 @@ def wiener_deconv2d(
         passes: imputations; without a mask they change nothing and only one is done.
 
     Returns:
-        x, ``[B,C,H,W]`` in the dtype of ``image_hat``.  Differentiable in the first three and
-        in a tensor ``ratio``; second derivatives run through plain torch.  The mask is taken
-        as constant.
+        x, ``[B,C,H,W]`` in the dtype and memory format of ``image_hat``.  Differentiable in the
+        first three and in a tensor ``ratio``; second derivatives run through plain torch.  The
+        mask is taken as constant.
 
     Raises:
         ValueError: wrong shapes, empty kernel or one larger than the image, ``passes`` < 1, a
@@ -99,7 +101,7 @@ def richardson_lucy(
         eps: floor of ``K u`` and of the squared gradient.
 
     Returns:
-        u, ``[B,C,H,W]`` in the dtype of ``observation``.  Not differentiable.
+        u, ``[B,C,H,W]`` in the dtype of ``observation``, contiguous.  Not differentiable.
 
     Raises:
         ValueError: wrong shapes, negative values, options out of range, or a gradient is asked.
@@ -160,7 +162,7 @@ def _(
     mask: Tensor | None,
     passes: int,
 ) -> Tensor:
-    return image_hat.new_empty(image_hat.shape)
+    return empty_in_format(image_hat, image_hat.shape)
 
 
 @torch.library.register_fake("latentdem::wiener_deconv2d_backward")

@@ -256,9 +256,12 @@ def main() -> None:
         "deconv",
         [
             bench_wiener((4, 3, 320, 320), 25, masked=True),
+            bench_wiener((8, 3, 256, 256), 25, masked=True),
+            bench_wiener((8, 3, 256, 256), 33, masked=False),
             bench_wiener((1, 3, 1024, 1024), 65, masked=False),
             bench_wiener_gradients((4, 3, 320, 320), 25),
             bench_lucy((1, 3, 512, 512), 25),
+            bench_lucy((8, 3, 256, 256), 33),
             *bench_varying((1, 3, 512, 512), 4, 25),
             *bench_varying((2, 3, 256, 256), 3, 15),
             bench_downsample((4, 3, 256, 256), 9, 4),
