@@ -17,6 +17,13 @@ decltype(latentdem::blur_downsample2d) blur_downsample2d;
 decltype(latentdem::blur_downsample2d_adjoint) blur_downsample2d_adjoint;
 decltype(latentdem::blur_data_term) blur_data_term;
 decltype(latentdem::blur_gradients) blur_gradients;
+decltype(latentdem::wiener_deconv2d) wiener_deconv2d;
+decltype(latentdem::wiener_deconv2d_backward) wiener_deconv2d_backward;
+decltype(latentdem::richardson_lucy) richardson_lucy;
+decltype(latentdem::varying_blur2d) varying_blur2d;
+decltype(latentdem::varying_blur2d_adjoint) varying_blur2d_adjoint;
+decltype(latentdem::varying_blur2d_kernels) varying_blur2d_kernels;
+decltype(latentdem::varying_blur_gradients) varying_blur_gradients;
 
 // Registers all of the above in `library`.
 void implement(torch::Library& library);

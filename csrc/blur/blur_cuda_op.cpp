@@ -25,7 +25,9 @@ at::Tensor blur_conv2d(const at::Tensor& image, const at::Tensor& kernel,
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const Blur<T> blur(s, image.options().dtype(type), scope.stream());
-    return blur.forward(prepare(image, type), prepare(kernel, type)).to(image.scalar_type());
+    return blur.forward(prepare(image, type), prepare(kernel, type))
+        .contiguous(format_of(image))
+        .to(image.scalar_type());
   });
 }
 
@@ -46,7 +48,9 @@ at::Tensor blur_conv2d_adjoint(const at::Tensor& residual, const at::Tensor& ker
   return dispatch_real(type, [&](auto zero) {
     using T = decltype(zero);
     const Blur<T> blur(s, residual.options().dtype(type), scope.stream());
-    return blur.adjoint(prepare(residual, type), prepare(kernel, type)).to(residual.scalar_type());
+    return blur.adjoint(prepare(residual, type), prepare(kernel, type))
+        .contiguous(format_of(residual))
+        .to(residual.scalar_type());
   });
 }
 
@@ -103,7 +107,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> blur_gradients(const at::Tensor& 
     auto [loss, grad_image, grad_kernel] =
         blur.gradients(prepare(image, type), prepare(kernel, type), prepare(observation, type),
                        mask ? prepare(*mask, type) : at::Tensor());
-    return std::make_tuple(loss, grad_image.to(image.scalar_type()),
+    return std::make_tuple(loss, grad_image.contiguous(format_of(image)).to(image.scalar_type()),
                            grad_kernel.to(kernel.scalar_type()));
   });
 }
