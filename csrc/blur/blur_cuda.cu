@@ -10,7 +10,7 @@ namespace latentdem {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) direct_forward(DirectForward<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) direct_forward(DirectForward<T> p) {
   __shared__ double scratch[32];
   const BlurShape& s = p.s;
   const int64_t ho = s.output_height(), wo = s.output_width();
@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kTileThreads) border_gradients(DirectGradients
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) direct_gradients(DirectGradients<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+    direct_gradients(DirectGradients<T> p) {
   const BlurShape& s = p.s;
   const int64_t kh = s.kernel_height, kw = s.kernel_width;
   const int64_t above = s.keeps_size() ? extension_before(kh) : 0;

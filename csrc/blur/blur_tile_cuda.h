@@ -9,6 +9,8 @@
 namespace latentdem {
 
 inline constexpr int kTileThreads = 256;
+// Per multiprocessor, for which registers must suffice: shared memory holds few more.
+inline constexpr int kTileBlocks = 3;
 // Of a tile per thread: rows 4 t to 4 t + 3, so that loads are shared.
 inline constexpr int kRows = 4;
 inline constexpr int kPad = kRows - 1;
@@ -17,9 +19,10 @@ static_assert(kTile * kTile == kTileThreads * kRows, "threads cover the tile");
 // Taps in shared memory as columns with kPad zeros before and after, flipped or not.
 template <class T>
 __device__ void load_taps(const BlurShape& s, const T* kernel, bool flip, T* taps) {
-  const int64_t kh = s.kernel_height, kw = s.kernel_width, pitch = kh + 2 * kPad;
-  for (int64_t at = threadIdx.x; at < kw * pitch; at += kTileThreads) {
-    const int64_t j = at / pitch, i = at % pitch - kPad;
+  const int kh = static_cast<int>(s.kernel_height), kw = static_cast<int>(s.kernel_width);
+  const int pitch = kh + 2 * kPad;
+  for (int at = threadIdx.x; at < kw * pitch; at += kTileThreads) {
+    const int j = at / pitch, i = at % pitch - kPad;
     const bool inside = i >= 0 && i < kh;
     taps[at] = !inside ? T(0) : flip ? kernel[(kh - 1 - i) * kw + kw - 1 - j] : kernel[i * kw + j];
   }
@@ -30,11 +33,12 @@ __device__ void load_taps(const BlurShape& s, const T* kernel, bool flip, T* tap
 template <class T>
 __device__ bool load_extended(const BlurShape& s, const T* plane, const T* weights, int64_t top,
                               int64_t left, T* tile) {
-  const int64_t rows = kTile + s.kernel_height - 1, columns = kTile + s.kernel_width - 1;
+  const int rows = static_cast<int>(kTile + s.kernel_height - 1);
+  const int columns = static_cast<int>(kTile + s.kernel_width - 1);
   const int64_t above = s.keeps_size() ? extension_before(s.kernel_height) : 0;
   const int64_t before = s.keeps_size() ? extension_before(s.kernel_width) : 0;
   bool found = weights == nullptr;
-  for (int64_t at = threadIdx.x; at < rows * columns; at += kTileThreads) {
+  for (int at = threadIdx.x; at < rows * columns; at += kTileThreads) {
     const int64_t e = top + at / columns, f = left + at % columns;
     T value = 0;
     if (e < s.extended_height() && f < s.extended_width()) {
@@ -55,8 +59,9 @@ __device__ bool load_extended(const BlurShape& s, const T* plane, const T* weigh
 template <class T>
 __device__ void load_residual(const BlurShape& s, const T* plane, int64_t top, int64_t left,
                               T* tile) {
-  const int64_t rows = kTile + s.kernel_height - 1, columns = kTile + s.kernel_width - 1;
-  for (int64_t at = threadIdx.x; at < rows * columns; at += kTileThreads) {
+  const int rows = static_cast<int>(kTile + s.kernel_height - 1);
+  const int columns = static_cast<int>(kTile + s.kernel_width - 1);
+  for (int at = threadIdx.x; at < rows * columns; at += kTileThreads) {
     const int64_t y = top + at / columns, x = left + at % columns;
     const bool inside = y >= 0 && y < s.output_height() && x >= 0 && x < s.output_width();
     tile[at] = inside ? plane[y * s.output_width() + x] : T(0);
@@ -121,10 +126,10 @@ __device__ double store_rows(const BlurShape& s, const TilePlace& at, int row, i
 template <class T>
 __device__ void correlate_tile(const BlurShape& s, const T* image, const T* residual, int pitch,
                                T* taps) {
-  const int64_t kh = s.kernel_height, kw = s.kernel_width;
-  const int lane = threadIdx.x % 32, image_pitch = static_cast<int>(kTile + kw - 1);
+  const int kh = static_cast<int>(s.kernel_height), kw = static_cast<int>(s.kernel_width);
+  const int lane = threadIdx.x % 32, image_pitch = static_cast<int>(kTile) + kw - 1;
   const T* r = residual + lane;
-  for (int64_t tap = threadIdx.x / 32; tap < kh * kw; tap += kTileThreads / 32) {
+  for (int tap = threadIdx.x / 32; tap < kh * kw; tap += kTileThreads / 32) {
     const T* x = image + (kh - 1 - tap / kw) * image_pitch + (kw - 1 - tap % kw) + lane;
     T total = 0;
 #pragma unroll 8

@@ -11,79 +11,86 @@ constexpr int kThreads = 256;
 static_assert(kBinBlock == kThreads, "a thread per bin");
 
 template <class T>
-__device__ T ratio_at(const WienerGrid<T>& p, int64_t plane, int64_t bin) {
+__device__ const T* ratio_of(const WienerGrid<T>& p, int64_t plane) {
   const WienerParams<T>& f = p.filter;
-  return f.ratio[plane / p.s.channels * f.ratio_stride_b + plane % p.s.channels * f.ratio_stride_c +
-                 bin * f.ratio_stride_bin];
+  return f.ratio + plane / p.s.channels * f.ratio_stride_b +
+         plane % p.s.channels * f.ratio_stride_c;
 }
 
 template <class T>
-__device__ Complex<T> kernel_at(const WienerGrid<T>& p, int64_t plane, int64_t bin) {
-  return p.filter.kernel[p.s.kernel_index(plane) * p.g.bins() + bin];
+__device__ const Complex<T>* kernel_of(const WienerGrid<T>& p, int64_t plane) {
+  return p.filter.kernel + p.s.kernel_index(plane) * p.g.bins();
 }
 
 // The plane of an observation that may serve the whole batch.
+__device__ inline int64_t observed_plane(const BlurShape& s, int64_t stride_b, int64_t plane) {
+  return plane / s.channels * stride_b * s.channels + plane % s.channels;
+}
+
 template <class T>
-__device__ int64_t observed_plane(const WienerGrid<T>& p, int64_t stride_b, int64_t plane) {
-  return plane / p.s.channels * stride_b * p.s.channels + plane % p.s.channels;
+__device__ const T* mask_of(const WienerGrid<T>& p, const MaskParams<T>& m, int64_t plane) {
+  return m.mask + plane / p.s.channels * m.stride_b * p.g.n * p.g.m;
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) apply_transfer(TransferParams<T> p) {
   const int64_t bins = p.g.bins();
-  for_each_in_planes(p.s.planes(), bins, [&](int64_t plane, int64_t bin) {
-    const Complex<T> k = p.kernel[p.s.kernel_index(plane) * bins + bin];
-    const Complex<T> value = p.input[plane * bins + bin];
-    p.output[plane * bins + bin] =
-        scale(p.conjugate ? multiply_conj(k, value) : multiply(k, value), p.factor);
-  });
+  for (int64_t plane = first_plane(); plane < p.s.planes(); plane += plane_step()) {
+    const Complex<T>* k = p.kernel + p.s.kernel_index(plane) * bins;
+    const Complex<T>* in = p.input + plane * bins;
+    Complex<T>* out = p.output + plane * bins;
+    for (int64_t i = thread_index(); i < bins; i += thread_count())
+      out[i] = scale(p.conjugate ? multiply_conj(k[i], in[i]) : multiply(k[i], in[i]), p.factor);
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     wiener_solve_bins(WienerGrid<T> p, const Complex<T>* observation, int64_t observation_stride_b,
                       Complex<T>* image) {
-  const int64_t bins = p.g.bins();
-  for_each_in_planes(p.s.planes(), bins, [&](int64_t plane, int64_t bin) {
-    const int64_t source = observed_plane(p, observation_stride_b, plane);
-    Complex<T>& x = image[plane * bins + bin];
-    x = scale(wiener_solve(kernel_at(p, plane, bin), x, observation[source * bins + bin],
-                           ratio_at(p, plane, bin)),
-              p.scale);
-  });
+  const int64_t bins = p.g.bins(), step = p.filter.ratio_stride_bin;
+  for (int64_t plane = first_plane(); plane < p.s.planes(); plane += plane_step()) {
+    const Complex<T>* k = kernel_of(p, plane);
+    const Complex<T>* y = observation + observed_plane(p.s, observation_stride_b, plane) * bins;
+    const T* ratio = ratio_of(p, plane);
+    Complex<T>* x = image + plane * bins;
+    for (int64_t i = thread_index(); i < bins; i += thread_count())
+      x[i] = scale(wiener_solve(k[i], x[i], y[i], ratio[i * step]), p.scale);
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     wiener_correct(WienerGrid<T> p, const Complex<T>* image, Complex<T>* misfit) {
-  const int64_t bins = p.g.bins();
-  for_each_in_planes(p.s.planes(), bins, [&](int64_t plane, int64_t bin) {
-    const int64_t at = plane * bins + bin;
-    const Complex<T> change = wiener_filter(WienerFilter::kGain, kernel_at(p, plane, bin),
-                                            misfit[at], ratio_at(p, plane, bin));
-    misfit[at] = scale(add(image[at], change), p.scale);
-  });
+  const int64_t bins = p.g.bins(), step = p.filter.ratio_stride_bin;
+  for (int64_t plane = first_plane(); plane < p.s.planes(); plane += plane_step()) {
+    const Complex<T>* k = kernel_of(p, plane);
+    const Complex<T>* x = image + plane * bins;
+    const T* ratio = ratio_of(p, plane);
+    Complex<T>* out = misfit + plane * bins;
+    for (int64_t i = thread_index(); i < bins; i += thread_count())
+      out[i] = scale(add(x[i], wiener_filter(WienerFilter::kGain, k[i], out[i], ratio[i * step])),
+                     p.scale);
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     wiener_filter_bins(WienerGrid<T> p, WienerFilterPass<T> pass) {
-  const int64_t bins = p.g.bins();
-  for_each_in_planes(p.s.planes(), bins, [&](int64_t plane, int64_t bin) {
-    const int64_t at = plane * bins + bin;
-    const Complex<T> value = pass.spectrum[at];
-    if (pass.echo != nullptr) {
-      const T term = multiply_conj(pass.misfit[at], value).re;
-      pass.echo[at] = pass.accumulate ? pass.echo[at] + term : term;
+  const int64_t bins = p.g.bins(), step = p.filter.ratio_stride_bin;
+  for (int64_t plane = first_plane(); plane < p.s.planes(); plane += plane_step()) {
+    const Complex<T>* k = kernel_of(p, plane);
+    const T* ratio = ratio_of(p, plane);
+    for (int64_t i = thread_index(); i < bins; i += thread_count()) {
+      const int64_t at = plane * bins + i;
+      const Complex<T> value = pass.spectrum[at];
+      if (pass.echo != nullptr) {
+        const T term = multiply_conj(pass.misfit[at], value).re;
+        pass.echo[at] = pass.accumulate ? pass.echo[at] + term : term;
+      }
+      pass.spectrum[at] = wiener_filter(pass.filter, k[i], value, ratio[i * step]);
     }
-    pass.spectrum[at] =
-        wiener_filter(pass.filter, kernel_at(p, plane, bin), value, ratio_at(p, plane, bin));
-  });
-}
-
-template <class T>
-__device__ T mask_at(const WienerGrid<T>& p, const MaskParams<T>& m, int64_t plane, int64_t pixel) {
-  return m.mask[plane / p.s.channels * m.stride_b * p.g.n * p.g.m + pixel];
+  }
 }
 
 template <class T>
@@ -91,34 +98,41 @@ __global__ void __launch_bounds__(kThreads)
     masked_misfit(WienerGrid<T> p, MaskParams<T> m, const T* observation,
                   int64_t observation_stride_b, T* prediction) {
   const int64_t size = p.g.n * p.g.m;
-  for_each_in_planes(p.s.planes(), size, [&](int64_t plane, int64_t i) {
-    const int64_t source = observed_plane(p, observation_stride_b, plane);
-    T& out = prediction[plane * size + i];
-    out = mask_at(p, m, plane, i) * (observation[source * size + i] - p.scale * out);
-  });
+  for (int64_t plane = first_plane(); plane < p.s.planes(); plane += plane_step()) {
+    const T* mask = mask_of(p, m, plane);
+    const T* y = observation + observed_plane(p.s, observation_stride_b, plane) * size;
+    T* out = prediction + plane * size;
+    for (int64_t i = thread_index(); i < size; i += thread_count())
+      out[i] = mask[i] * (y[i] - p.scale * out[i]);
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     impute(WienerGrid<T> p, MaskParams<T> m, const T* misfit, T* change) {
   const int64_t size = p.g.n * p.g.m;
-  for_each_in_planes(p.s.planes(), size, [&](int64_t plane, int64_t i) {
-    const int64_t at = plane * size + i;
-    change[at] = misfit[at] + (1 - mask_at(p, m, plane, i)) * (p.scale * change[at]);
-  });
+  for (int64_t plane = first_plane(); plane < p.s.planes(); plane += plane_step()) {
+    const T* mask = mask_of(p, m, plane);
+    const T* seen = misfit + plane * size;
+    T* out = change + plane * size;
+    for (int64_t i = thread_index(); i < size; i += thread_count())
+      out[i] = seen[i] + (1 - mask[i]) * (p.scale * out[i]);
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     impute_transposed(WienerGrid<T> p, MaskParams<T> m, bool first, bool last, T* total, T* grad) {
   const int64_t size = p.g.n * p.g.m;
-  for_each_in_planes(p.s.planes(), size, [&](int64_t plane, int64_t i) {
-    const int64_t at = plane * size + i;
-    const T mask = mask_at(p, m, plane, i), value = p.scale * grad[at];
-    const T sum = first ? value : total[at] + value;
-    total[at] = last ? mask * sum : sum;
-    if (!last) grad[at] = (1 - mask) * value;
-  });
+  for (int64_t plane = first_plane(); plane < p.s.planes(); plane += plane_step()) {
+    const T* mask = mask_of(p, m, plane);
+    for (int64_t i = thread_index(); i < size; i += thread_count()) {
+      const int64_t at = plane * size + i;
+      const T value = p.scale * grad[at], sum = first ? value : total[at] + value;
+      total[at] = last ? mask[i] * sum : sum;
+      if (!last) grad[at] = (1 - mask[i]) * value;
+    }
+  }
 }
 
 // A block owns kBinBlock bins of one kernel and of one group of the planes that share it.
@@ -138,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) wiener_backward(WienerGrid<T> p, Wie
     Complex<T> total{T(0), T(0)};
     for (int64_t i = first; i < last; ++i) {
       const int64_t plane = planes[i], at = plane * bins + bin;
-      const T ratio = ratio_at(p, plane, bin);
+      const T ratio = ratio_of(p, plane)[bin * p.filter.ratio_stride_bin];
       const Complex<T> g = b.grad[at];
       const Complex<T> o = b.observed != nullptr
                                ? b.observed[at]
@@ -148,9 +162,9 @@ __global__ void __launch_bounds__(kThreads) wiener_backward(WienerGrid<T> p, Wie
         const Complex<T> misfit =
             b.misfit != nullptr
                 ? b.misfit[at]
-                : subtract(
-                      b.observation[observed_plane(p, b.observation_stride_b, plane) * bins + bin],
-                      multiply(k, x));
+                : subtract(b.observation[observed_plane(p.s, b.observation_stride_b, plane) * bins +
+                                         bin],
+                           multiply(k, x));
         const WienerGradient<T> d = wiener_gradient(k, multiply_conj(misfit, g),
                                                     b.echo != nullptr ? b.echo[at] : T(0), ratio);
         if (b.grad_ratio != nullptr)

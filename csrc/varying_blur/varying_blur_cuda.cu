@@ -2,12 +2,13 @@
 #include "varying_blur/varying_blur_cuda.h"
 
 #include "blur/blur_tile_cuda.h"
+#include "common/cuda_planes.h"
 
 namespace latentdem {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) varying_forward(VaryingForward<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) varying_forward(VaryingForward<T> p) {
   __shared__ double scratch[32];
   const BlurShape& s = p.s.blur;
   const int64_t ho = s.output_height(), wo = s.output_width(), pixels = s.height * s.width;
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(kTileThreads) varying_forward(VaryingForward<T
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) varying_adjoint(VaryingAdjoint<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) varying_adjoint(VaryingAdjoint<T> p) {
   const BlurShape& s = p.s.blur;
   const int64_t kh = s.kernel_height, kw = s.kernel_width, pixels = s.height * s.width;
   const int64_t above = s.keeps_size() ? extension_before(kh) : 0;
@@ -80,29 +81,32 @@ __global__ void __launch_bounds__(kTileThreads) varying_adjoint(VaryingAdjoint<T
 
 // As border_gradients.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) varying_border(VaryingAdjoint<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) varying_border(VaryingAdjoint<T> p) {
   const BlurShape& s = p.s.blur;
   const int64_t pixels = s.height * s.width, kernel_size = s.kernel_height * s.kernel_width;
-  for (int64_t at = thread_index(); at < s.planes() * pixels; at += thread_count()) {
-    const int64_t plane = at / pixels, pixel = at % pixels;
-    const Preimages rows = preimages(pixel / s.width, s.height, s.kernel_height, s.boundary);
-    const Preimages columns = preimages(pixel % s.width, s.width, s.kernel_width, s.boundary);
-    if (rows.size() * columns.size() == 1) continue;
+  for (int64_t plane = first_plane(); plane < s.planes(); plane += plane_step()) {
     const T* residual = p.residual + plane * s.output_height() * s.output_width();
-    T total = 0;
+    const T* kernels = p.kernels + p.s.first_kernel(plane) * kernel_size;
+    for (int64_t pixel = thread_index(); pixel < pixels; pixel += thread_count()) {
+      const int64_t y = pixel / s.width, x = pixel - y * s.width;
+      const Preimages rows = preimages(y, s.height, s.kernel_height, s.boundary);
+      const Preimages columns = preimages(x, s.width, s.kernel_width, s.boundary);
+      if (rows.size() * columns.size() == 1) continue;
+      T total = 0;
 #pragma unroll 1
-    for (int64_t patch = 0; patch < p.s.patches; ++patch) {
-      const T weight = p.weights[patch * pixels + pixel];
-      if (weight == 0) continue;
-      const T* kernel = p.kernels + (p.s.first_kernel(plane) + patch) * kernel_size;
-      total += weight * other_preimages(s, residual, kernel, rows, columns);
+      for (int64_t patch = 0; patch < p.s.patches; ++patch) {
+        const T weight = p.weights[patch * pixels + pixel];
+        if (weight != 0)
+          total +=
+              weight * other_preimages(s, residual, kernels + patch * kernel_size, rows, columns);
+      }
+      p.grad_image[plane * pixels + pixel] += total;
     }
-    p.grad_image[at] += total;
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads) varying_taps(VaryingTaps<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) varying_taps(VaryingTaps<T> p) {
   const BlurShape& s = p.s.blur;
   const int64_t ho = s.output_height(), wo = s.output_width(), pixels = s.height * s.width;
   const int64_t kernel_size = s.kernel_height * s.kernel_width;
@@ -129,7 +133,7 @@ __global__ void __launch_bounds__(kTileThreads) varying_taps(VaryingTaps<T> p) {
 
 // A warp's lanes read 32 columns of a row; the warps share out the rows.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     sum_rows(int64_t count, int64_t rows, int64_t columns, const T* matrices, T* sums) {
   constexpr int kWarps = kTileThreads / 32;
   __shared__ double partial[kWarps][32];
@@ -167,7 +171,7 @@ void varying_adjoint_cuda(const VaryingAdjoint<T>& p, cudaStream_t stream) {
   LDEM_LAUNCH(varying_adjoint<T>, grid_size(s.planes() * tiles_per_plane(s.height, s.width), 1),
               kTileThreads, (taps_size(s) + halo_size(s)) * sizeof(T), stream, p);
   if (s.boundary != Boundary::kZero && s.boundary != Boundary::kValid)
-    LDEM_LAUNCH(varying_border<T>, grid_size(s.planes() * s.height * s.width, kTileThreads),
+    LDEM_LAUNCH(varying_border<T>, plane_grid(s.planes(), s.height * s.width, kTileThreads),
                 kTileThreads, 0, stream, p);
 }
 

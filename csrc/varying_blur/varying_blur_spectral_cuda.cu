@@ -7,10 +7,11 @@ namespace latentdem {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // per multiprocessor: what the registers must allow for, no more
 static_assert(kBinBlock == kThreads, "a thread per bin");
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     cut_patches(PatchShape p, SpectralGrid g, bool extend, const T* image, const T* weights,
                 T* grids) {
   const BlurShape& s = p.blur;
@@ -19,42 +20,45 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t above = extend ? extension_before(s.kernel_height) : 0;
   const int64_t left = extend ? extension_before(s.kernel_width) : 0;
   const int64_t pixels = s.height * s.width, size = g.n * g.m;
-  for_each_in_planes(s.planes() * p.patches, size, [&](int64_t plane, int64_t at) {
-    const int64_t i = at / g.m, j = at % g.m;
-    T value = 0;
-    if (i < height && j < width) {
-      const int64_t y = source_index(i - above, s.height, s.boundary);
-      const int64_t x = source_index(j - left, s.width, s.boundary);
-      if (y >= 0 && x >= 0) {
+  for (int64_t plane = first_plane(); plane < s.planes() * p.patches; plane += plane_step()) {
+    const T* in = image + plane / p.patches * pixels;
+    const T* weight = weights + plane % p.patches * pixels;
+    for (int64_t at = thread_index(); at < size; at += thread_count()) {
+      const int64_t i = at / g.m, j = at - i * g.m;
+      T value = 0;
+      if (i < height && j < width) {
+        const int64_t y = source_index(i - above, s.height, s.boundary);
+        const int64_t x = source_index(j - left, s.width, s.boundary);
         const int64_t pixel = y * s.width + x;
-        const T weight = weights[plane % p.patches * pixels + pixel];
-        if (weight != 0) value = weight * image[plane / p.patches * pixels + pixel];
+        if (y >= 0 && x >= 0 && weight[pixel] != 0) value = weight[pixel] * in[pixel];
       }
+      grids[plane * size + at] = value;
     }
-    grids[plane * size + at] = value;
-  });
+  }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sum_patches(PatchShape p, SpectralGrid g, T scale, const Complex<T>* image,
                 const Complex<T>* kernels, Complex<T>* output) {
   const int64_t bins = g.bins();
-  for_each_in_planes(p.blur.planes(), bins, [&](int64_t plane, int64_t bin) {
-    const Complex<T>* x = image + plane * p.patches * bins + bin;
-    const Complex<T>* k = kernels + p.first_kernel(plane) * bins + bin;
-    Complex<T> total{T(0), T(0)};
-    for (int64_t patch = 0; patch < p.patches; ++patch) {
-      const Complex<T> term = multiply(k[patch * bins], x[patch * bins]);
-      total = {total.re + term.re, total.im + term.im};
+  for (int64_t plane = first_plane(); plane < p.blur.planes(); plane += plane_step()) {
+    const Complex<T>* x = image + plane * p.patches * bins;
+    const Complex<T>* k = kernels + p.first_kernel(plane) * bins;
+    for (int64_t bin = thread_index(); bin < bins; bin += thread_count()) {
+      Complex<T> total{T(0), T(0)};
+      for (int64_t patch = 0; patch < p.patches; ++patch) {
+        const Complex<T> term = multiply(k[patch * bins + bin], x[patch * bins + bin]);
+        total = {total.re + term.re, total.im + term.im};
+      }
+      output[plane * bins + bin] = {scale * total.re, scale * total.im};
     }
-    output[plane * bins + bin] = {scale * total.re, scale * total.im};
-  });
+  }
 }
 
 // A block owns kBinBlock bins of one kernel and of one group of the planes that share it.
 template <class T>
-__global__ void __launch_bounds__(kThreads) patch_gradients(PatchGradients<T> p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) patch_gradients(PatchGradients<T> p) {
   const int64_t bins = p.g.bins(), blocks = bin_blocks(p.g), kernels = p.s.kernels();
   const int64_t patches = p.s.patches, planes = p.s.shared_planes();
   const int64_t share = (planes + p.groups - 1) / p.groups;
@@ -87,28 +91,29 @@ __global__ void __launch_bounds__(kThreads) patch_gradients(PatchGradients<T> p)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     fold_patches(PatchShape p, SpectralGrid g, bool extend, const T* grids, const T* weights,
                  T* image) {
   const BlurShape& s = p.blur;
   const int64_t pixels = s.height * s.width, size = g.n * g.m;
-  for_each_in_planes(s.planes(), pixels, [&](int64_t plane, int64_t pixel) {
-    const int64_t y = pixel / s.width, x = pixel % s.width;
-    const Boundary boundary = extend ? s.boundary : Boundary::kValid;
-    const Preimages rows = preimages(y, s.height, s.kernel_height, boundary);
-    const Preimages columns = preimages(x, s.width, s.kernel_width, boundary);
-    T total = 0;
-    for (int64_t patch = 0; patch < p.patches; ++patch) {
-      const T weight = weights[patch * pixels + pixel];
-      if (weight == 0) continue;
-      const T* in = grids + (plane * p.patches + patch) * size;
-      T sum = 0;
-      for (int64_t a = 0; a < rows.size(); ++a)
-        for (int64_t b = 0; b < columns.size(); ++b) sum += in[rows[a] * g.m + columns[b]];
-      total += weight * sum;
+  for (int64_t plane = first_plane(); plane < s.planes(); plane += plane_step())
+    for (int64_t pixel = thread_index(); pixel < pixels; pixel += thread_count()) {
+      const int64_t y = pixel / s.width, x = pixel % s.width;
+      const Boundary boundary = extend ? s.boundary : Boundary::kValid;
+      const Preimages rows = preimages(y, s.height, s.kernel_height, boundary);
+      const Preimages columns = preimages(x, s.width, s.kernel_width, boundary);
+      T total = 0;
+      for (int64_t patch = 0; patch < p.patches; ++patch) {
+        const T weight = weights[patch * pixels + pixel];
+        if (weight == 0) continue;
+        const T* in = grids + (plane * p.patches + patch) * size;
+        T sum = 0;
+        for (int64_t a = 0; a < rows.size(); ++a)
+          for (int64_t b = 0; b < columns.size(); ++b) sum += in[rows[a] * g.m + columns[b]];
+        total += weight * sum;
+      }
+      image[plane * pixels + pixel] = total;
     }
-    image[plane * pixels + pixel] = total;
-  });
 }
 
 }  // namespace

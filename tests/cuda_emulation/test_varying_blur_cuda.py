@@ -1,5 +1,7 @@
 """The CUDA path of spatially varying blur, emulated, against the plain torch reference."""
 
+import zlib
+
 import pytest
 import torch
 from ops.samples import BOUNDARIES
@@ -7,20 +9,26 @@ from ops.test_varying_blur import CASES, tensors
 
 import latentdem_ext as ext
 from latentdem_ext import reference
-from latentdem_ext.testing import assert_accurate, assert_adjoint
+from latentdem_ext.testing import assert_accurate
 
 # Several tiles, of which some patches miss some; and the spectral path, extended and in place.
 LARGE = [
-    ((2, 2, 37, 70), (2, 3, 5), 1, 3, 6),
-    ((1, 2, 72, 40), (0, 4, 4), 4, 2, 4),
+    ((2, 1, 37, 70), (2, 3, 5), 1, 3, 6),
+    ((1, 2, 40, 33), (0, 4, 4), 4, 2, 4),
     ((2, 3, 40, 36), (0, 21, 22), 2, 2, 6),
-    ((3, 1, 37, 33), (3, 15, 34 - 3), 1, 2, 4),
+    ((3, 1, 37, 33), (3, 15, 31), 1, 2, 4),
 ]
 all_cases = pytest.mark.parametrize(
     "case", [*CASES, *LARGE], ids=lambda c: "x".join(map(str, c[0]))
 )
 all_boundaries = pytest.mark.parametrize("boundary", BOUNDARIES)
-real = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+@pytest.fixture
+def emulated(emulator, request):
+    """The emulated operators; the cases take turns with three orders of threads and blocks."""
+    emulator.seed(zlib.crc32(request.node.name.encode()) % 3)
+    return emulator.operators
 
 
 def batched(kernels):
@@ -29,7 +37,7 @@ def batched(kernels):
 
 @all_cases
 @all_boundaries
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_forward(emulated, case, boundary, dtype):
     image, kernels, weights, _, _ = tensors(case, boundary, dtype)
     assert_accurate(
@@ -44,31 +52,22 @@ def test_forward(emulated, case, boundary, dtype):
 
 @all_cases
 @all_boundaries
-@real
-def test_adjoints(emulated, case, boundary, dtype):
-    image, kernels, weights, _, _ = tensors(case, boundary, dtype)
-    kernels, tolerance = batched(kernels), 1e-6 if dtype == torch.float32 else 1e-13
-    assert_adjoint(
-        lambda x: emulated.varying_blur2d(x, kernels, weights, boundary),
-        lambda r: emulated.varying_blur2d_adjoint(r, kernels, weights, boundary),
-        image,
-        tolerance=tolerance,
-    )
-    assert_adjoint(
-        lambda k: emulated.varying_blur2d(image, k, weights, boundary),
-        lambda r: emulated.varying_blur2d_kernels(
-            image, r, weights, boundary, list(kernels.shape)
-        ),
-        kernels,
-        tolerance=tolerance,
-    )
+def test_adjoints(emulated, case, boundary):
+    """``<A(x, k), r>``, ``<x, A'r>`` and ``<k, K'r>`` are one number."""
+    image, kernels, weights, observation, _ = tensors(case, boundary, torch.float64)
+    kernels, residual = batched(kernels), observation - 0.5
+    blurred = emulated.varying_blur2d(image, kernels, weights, boundary)
+    back = emulated.varying_blur2d_adjoint(residual, kernels, weights, boundary)
+    taps = emulated.varying_blur2d_kernels(image, residual, weights, boundary, list(kernels.shape))
+    tolerance = 1e-13 * float(blurred.norm() * residual.norm())
+    product = float((blurred * residual).sum())
+    assert abs(product - float((image * back).sum())) <= tolerance
+    assert abs(product - float((kernels * taps).sum())) <= tolerance
 
 
 @all_cases
 @all_boundaries
-@pytest.mark.parametrize(
-    ("masked", "dtype"), [(False, torch.float32), (True, torch.float32), (True, torch.float64)]
-)
+@pytest.mark.parametrize(("masked", "dtype"), [(True, torch.float32), (False, torch.float64)])
 def test_gradients(emulated, case, boundary, masked, dtype):
     image, kernels, weights, observation, mask = tensors(case, boundary, dtype)
     inputs = (image, batched(kernels), weights, observation, *((mask,) * masked))
@@ -109,7 +108,7 @@ def test_empty_batch(emulated):
     loss, grad_image, grad_kernels = emulated.varying_blur_gradients(
         image[:0], kernels[:0], weights, observation[:0], None, "valid"
     )
-    assert (loss.shape, grad_image.shape) == ((0,), (0, 2, 37, 70))
+    assert (loss.shape, grad_image.shape) == ((0,), (0, 1, 37, 70))
     assert grad_kernels.shape == (0, 3, 3, 5)
     nothing = emulated.varying_blur2d_kernels(
         image[:0], observation[:0], weights, "valid", [1, 3, 3, 5]
