@@ -26,6 +26,13 @@ decltype(latentdem::kernel_map_solve) kernel_map_solve;
 decltype(latentdem::kernel_map_update) kernel_map_update;
 decltype(latentdem::project_simplex) project_simplex;
 decltype(latentdem::recenter_kernel) recenter_kernel;
+decltype(latentdem::wiener_deconv2d) wiener_deconv2d;
+decltype(latentdem::wiener_deconv2d_backward) wiener_deconv2d_backward;
+decltype(latentdem::richardson_lucy) richardson_lucy;
+decltype(latentdem::varying_blur2d) varying_blur2d;
+decltype(latentdem::varying_blur2d_adjoint) varying_blur2d_adjoint;
+decltype(latentdem::varying_blur2d_kernels) varying_blur2d_kernels;
+decltype(latentdem::varying_blur_gradients) varying_blur_gradients;
 
 // Registers all of the above in `library`.
 void implement(torch::Library& library);

@@ -22,6 +22,13 @@ void implement(torch::Library& library) {
   library.impl("kernel_map_update", kernel_map_update);
   library.impl("project_simplex", project_simplex);
   library.impl("recenter_kernel", recenter_kernel);
+  library.impl("wiener_deconv2d", wiener_deconv2d);
+  library.impl("wiener_deconv2d_backward", wiener_deconv2d_backward);
+  library.impl("richardson_lucy", richardson_lucy);
+  library.impl("varying_blur2d", varying_blur2d);
+  library.impl("varying_blur2d_adjoint", varying_blur2d_adjoint);
+  library.impl("varying_blur2d_kernels", varying_blur2d_kernels);
+  library.impl("varying_blur_gradients", varying_blur_gradients);
 }
 
 }  // namespace cuda

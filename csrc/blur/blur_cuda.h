@@ -130,6 +130,8 @@ inline constexpr int64_t kBinBlock = 256;
 LATENTDEM_HD int64_t bin_blocks(const SpectralGrid& g) {
   return (g.bins() + kBinBlock - 1) / kBinBlock;
 }
+// `planes` share each of `kernels`.
+int64_t group_count(const SpectralGrid& g, int64_t kernels, int64_t planes);
 int64_t plane_groups(const BlurShape& s, const SpectralGrid& g);
 
 // One pass over the bins: R is `second`, or K X - second if that is the observation's spectrum,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_fft_c2r.h>
 
 #include <array>
 #include <tuple>
@@ -14,6 +15,13 @@
 
 namespace latentdem {
 namespace cuda {
+
+// Without the factor 1 / (n m), for which ATen would go through the memory once more.
+inline at::Tensor unscaled_inverse_fft(const at::Tensor& t, const SpectralGrid& g) {
+  constexpr int64_t kNoScale = 0;
+  return at::_fft_c2r(t, std::array<int64_t, 2>{t.dim() - 2, t.dim() - 1}, kNoScale, g.m)
+      .contiguous();
+}
 
 template <class T>
 struct Blur {
@@ -53,6 +61,21 @@ struct Blur {
 
   static Complex<T>* spectrum(const at::Tensor& t, const char* name) {
     return mutable_device_data<Complex<T>>(t, name);
+  }
+
+  Observed<T> observed(const at::Tensor& observation, const at::Tensor& mask) const {
+    Observed<T> o{device_data<T>(observation, "observation"), nullptr, 0, 0};
+    if (mask.defined()) {
+      o.mask = device_data<T>(mask, "mask");
+      o.mask_stride_c = mask.size(1) == 1 ? 0 : 1;
+      o.mask_stride_b = mask.size(0) == 1 ? 0 : mask.size(1);
+    }
+    return o;
+  }
+
+  void sum_losses(const at::Tensor& losses, const at::Tensor& loss) const {
+    sum_losses_cuda<T>(s.batch, s.channels * losses.size(1), device_data<double>(losses, "losses"),
+                       mutable_device_data<T>(loss, "loss"), stream);
   }
 
   // Direct path ------------------------------------------------------------------------------
@@ -276,22 +299,6 @@ struct Blur {
     grid_residual(residual, observation, mask, true, loss);
     const auto [grad_image, grad_kernel] = spectral_gradients(x, k, forward_fft(residual, g), {});
     return {loss, grad_image, grad_kernel};
-  }
-
- private:
-  Observed<T> observed(const at::Tensor& observation, const at::Tensor& mask) const {
-    Observed<T> o{device_data<T>(observation, "observation"), nullptr, 0, 0};
-    if (mask.defined()) {
-      o.mask = device_data<T>(mask, "mask");
-      o.mask_stride_c = mask.size(1) == 1 ? 0 : 1;
-      o.mask_stride_b = mask.size(0) == 1 ? 0 : mask.size(1);
-    }
-    return o;
-  }
-
-  void sum_losses(const at::Tensor& losses, const at::Tensor& loss) const {
-    sum_losses_cuda<T>(s.batch, s.channels * losses.size(1), device_data<double>(losses, "losses"),
-                       mutable_device_data<T>(loss, "loss"), stream);
   }
 };
 

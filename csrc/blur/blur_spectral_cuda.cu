@@ -182,12 +182,15 @@ __global__ void __launch_bounds__(kThreads)
 
 // Enough blocks to fill a large GPU (about 132 multiprocessors of eight blocks), no more: every
 // group costs a spectrum of memory.
-int64_t plane_groups(const BlurShape& s, const SpectralGrid& g) {
+int64_t group_count(const SpectralGrid& g, int64_t kernels, int64_t planes) {
   constexpr int64_t kBlocks = 1024;
-  const int64_t kernels = s.kernel_batch() * s.kernel_channels();
-  const int64_t planes = s.sharing_planes();
   const int64_t wanted = (kBlocks + bin_blocks(g) * kernels - 1) / (bin_blocks(g) * kernels);
   return wanted < planes ? wanted : planes;
+}
+
+int64_t plane_groups(const BlurShape& s, const SpectralGrid& g) {
+  const int64_t kernels = s.kernel_batch() * s.kernel_channels();
+  return group_count(g, kernels, s.sharing_planes());
 }
 
 template <class T>

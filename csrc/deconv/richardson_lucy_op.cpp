@@ -4,17 +4,12 @@
 #include <ATen/ops/min.h>
 
 #include "bindings/api.h"
-#include "blur/blur_glue.h"
-#include "common/checks.h"
 #include "common/dispatch.h"
 #include "deconv/deconv_spectral.h"
+#include "deconv/richardson_lucy_glue.h"
 
 namespace latentdem {
 namespace {
-
-// Below this weight (one is that of a pixel inside, if the kernel sums to one) a pixel counts as
-// not observed; rounding of the transforms is far below, even in float32.
-constexpr double kUnobserved = 1e-2;
 
 void check_non_negative(const at::Tensor& t, const char* name) {
   if (t.numel() == 0) return;
@@ -28,13 +23,8 @@ at::Tensor richardson_lucy(const at::Tensor& observation, const at::Tensor& kern
                            const at::Tensor& initial, const std::optional<at::Tensor>& mask,
                            std::string_view boundary, int64_t iterations, double total_variation,
                            double eps) {
-  check_inputs(initial, kernel, "initial");
-  const auto s = make_shape(initial.sizes(), kernel.sizes(), boundary);
-  check_observation(s, initial, observation, mask);
-  TORCH_CHECK_VALUE(iterations >= 0, "iterations must be non-negative, found ", iterations);
-  TORCH_CHECK_VALUE(total_variation >= 0 && total_variation <= 0.25,
-                    "total_variation must be in [0, 0.25], found ", total_variation);
-  TORCH_CHECK_VALUE(eps > 0, "eps must be positive, found ", eps);
+  const auto s =
+      check_lucy(observation, kernel, initial, mask, boundary, iterations, total_variation, eps);
   check_non_negative(observation, "observation");
   check_non_negative(kernel, "kernel");
   check_non_negative(initial, "initial");

@@ -7,42 +7,12 @@
 
 #include "bindings/api.h"
 #include "blur/blur_glue.h"
-#include "common/checks.h"
 #include "common/dispatch.h"
 #include "varying_blur/varying_blur.h"
+#include "varying_blur/varying_blur_glue.h"
 
 namespace latentdem {
 namespace {
-
-// The shape of the blur that every patch undergoes.
-BlurShape check_patches(at::IntArrayRef image, at::IntArrayRef kernels, const at::Tensor& weights,
-                        std::string_view boundary) {
-  TORCH_CHECK_VALUE(kernels.size() == 4, "kernels must have shape [B|1,P,kh,kw], found ", kernels);
-  TORCH_CHECK_VALUE(kernels[1] > 0 && kernels[2] > 0 && kernels[3] > 0,
-                    "kernels must not be empty, found ", kernels);
-  TORCH_CHECK_VALUE(kernels[0] == 1 || kernels[0] == image[0],
-                    "kernels must have batch size 1 or that of image (", image[0], "), found ",
-                    kernels[0]);
-  TORCH_CHECK_VALUE(kernels[2] <= image[2] && kernels[3] <= image[3],
-                    "kernels must be no larger than image (", image[2], " x ", image[3],
-                    "), found ", kernels[2], " x ", kernels[3]);
-  TORCH_CHECK_VALUE(weights.dim() == 3 && weights.size(0) == kernels[1] &&
-                        weights.size(1) == image[2] && weights.size(2) == image[3],
-                    "weights must have shape [P,H,W] = (", kernels[1], ", ", image[2], ", ",
-                    image[3], "), found ", weights.sizes());
-  const std::array<int64_t, 4> one{1, 1, kernels[2], kernels[3]};
-  return make_shape(image, one, boundary);
-}
-
-void check_tensors(const at::Tensor& image, const char* name, const at::Tensor& kernels,
-                   const at::Tensor& weights) {
-  check_rank(image, 4, name, "[B,C,H,W]");
-  check_real(image, name);
-  check_real(kernels, "kernels");
-  check_real(weights, "weights");
-  check_same_device(kernels, image, "kernels", name);
-  check_same_device(weights, image, "weights", name);
-}
 
 int64_t grid_side(int64_t box, int64_t kernel, int64_t image, Boundary boundary) {
   const int64_t filled = box + kernel - 1;
@@ -188,14 +158,9 @@ at::Tensor varying_blur2d(const at::Tensor& image, const at::Tensor& kernels,
 at::Tensor varying_blur2d_adjoint(const at::Tensor& residual, const at::Tensor& kernels,
                                   const at::Tensor& weights, std::string_view boundary) {
   check_tensors(residual, "residual", kernels, weights);
-  check_rank(weights, 3, "weights", "[P,H,W]");
-  const std::array<int64_t, 4> full{residual.size(0), residual.size(1), weights.size(1),
-                                    weights.size(2)};
+  const auto full = unblurred_size(residual, weights);
   const auto s = check_patches(full, kernels.sizes(), weights, boundary);
-  const auto size = output_size(s);
-  TORCH_CHECK_VALUE(residual.sizes() == at::IntArrayRef(size),
-                    "residual must have the shape of the blurred image ", at::IntArrayRef(size),
-                    ", found ", residual.sizes());
+  check_blurred(s, residual);
   if (s.planes() == 0) return at::zeros(full, residual.options());
   const auto type = compute_type(residual, kernels);
   return dispatch_real(type, [&](auto zero) {
