@@ -7,7 +7,7 @@ namespace latentdem {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // per multiprocessor: what the registers must allow for, no more
+constexpr int kBlocks = 3;  // per multiprocessor: what the registers must allow for, no more
 static_assert(kBinBlock == kThreads, "a thread per bin");
 
 template <class T>
