@@ -79,6 +79,8 @@ SCENES = [
     Scene((3, 1, 2), views=1, image=(1, 1), samples=1),
     Scene((4, 5, 6), views=3, samples=3),
     Scene((2, 2, 2), samples=300, far=30.0),
+    Scene((19, 23, 30), views=1, image=(70, 67), samples=30),  # several blocks of tiles
+    Scene((9, 8, 7), views=1, image=(66, 3), samples=140, radius=1.2),
 ]
 all_scenes = pytest.mark.parametrize("scene", SCENES, ids=str)
 OUTPUTS = ("color", "opacity", "depth")
