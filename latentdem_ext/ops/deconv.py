@@ -104,7 +104,8 @@ def richardson_lucy(
         u, ``[B,C,H,W]`` in the dtype of ``observation``, contiguous.  Not differentiable.
 
     Raises:
-        ValueError: wrong shapes, negative values, options out of range, or a gradient is asked.
+        ValueError: wrong shapes, options out of range, or a gradient is asked; on a CPU also
+            negative values (on a GPU they are not looked for, which would mean waiting for it).
         TypeError: unsupported dtype.
 
     >>> import torch, latentdem_ext as ext

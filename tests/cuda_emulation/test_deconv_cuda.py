@@ -60,9 +60,7 @@ def test_wiener(emulated, sample, dtype, masked, passes, kinds):
         tensors = (image, observation, kernel, make_ratio(kind, image), *((mask,) * masked))
         assert_accurate(
             lambda x, y, k, r, m=None: emulated.wiener_deconv2d(x, y, k, r, m, passes),
-            lambda x, y, k, r, m=None: reference.wiener_deconv2d(
-                x, y, k, r, mask=m, passes=passes
-            ),
+            lambda x, y, k, r, m=None: reference.wiener_deconv2d(x, y, k, r, mask=m, passes=passes),
             *tensors,
             slack=32,
         )

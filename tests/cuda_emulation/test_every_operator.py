@@ -1,4 +1,4 @@
-"""Every operator has a CUDA path, and it agrees with the CPU's, in the layout of its results too."""
+"""Every operator has a CUDA path that agrees with the CPU, also in the layout of its results."""
 
 import pytest
 import torch
