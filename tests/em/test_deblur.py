@@ -51,7 +51,7 @@ def test_result(blurred, method, boundary):
     assert result.report["backward_passes"] == (3 if method == "paper" else 0)
     phases = result.report["seconds_by_phase"]
     expected = {"prior", "e_step", "m_step"}
-    expected |= {"first_kernel", "encoder"} if method == "prox" else set()
+    expected |= {"first_kernel", "encoder", "finish"} if method == "prox" else set()
     assert set(phases) == expected
     assert 0 < sum(phases.values()) <= result.report["seconds"] + 0.01
     json.dumps(result.report)

@@ -52,14 +52,27 @@ int next_recent = 0;
 void forget_recent() { std::fill(recent, recent + 4, nullptr); }
 
 void add_region(uintptr_t begin, size_t bytes, Kind kind, const std::string& name) {
-  // Lent memory that the host has freed since must not live on under new memory.
+  // Lent memory that the host has freed since must not live on under new memory. What lies beside
+  // stays: another array may have been lent there that was taken for a part of the freed one.
+  const uintptr_t end = begin + bytes;
+  std::vector<Region> beside;
+  const auto keep = [&](const Region& old, uintptr_t from, uintptr_t to) {
+    if (old.kind == Kind::kLent && from < to)
+      beside.push_back({from, to, old.kind, old.name, {}, true});
+  };
   auto it = regions.upper_bound(begin);
   if (it != regions.begin() && std::prev(it)->second.end > begin) --it;
-  while (it != regions.end() && it->second.begin < begin + bytes) it = regions.erase(it);
+  while (it != regions.end() && it->second.begin < end) {
+    keep(it->second, it->second.begin, begin);
+    keep(it->second, end, it->second.end);
+    it = regions.erase(it);
+  }
   forget_recent();
-  Region& r = regions[begin];
-  r = {begin, begin + bytes, kind, name, {}, kind == Kind::kLent};
-  r.cells.resize((begin + bytes + 3) / 4 - begin / 4);
+  beside.push_back({begin, end, kind, name, {}, kind == Kind::kLent});
+  for (Region& r : beside) {
+    r.cells.resize((r.end + 3) / 4 - r.begin / 4);
+    regions[r.begin] = std::move(r);
+  }
 }
 
 Region* find_region(uintptr_t address) {
