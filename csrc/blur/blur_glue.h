@@ -71,6 +71,18 @@ inline void check_inputs(const at::Tensor& image, const at::Tensor& kernel,
   check_same_device(kernel, image, "kernel", image_name);
 }
 
+// [B,C,H,W] of the image that an adjoint returns; `image_size` is (H, W).
+inline std::array<int64_t, 4> adjoint_size(const at::Tensor& residual, at::IntArrayRef image_size) {
+  TORCH_CHECK_VALUE(image_size.size() == 2, "image_size must be (H, W), found ", image_size);
+  return {residual.size(0), residual.size(1), image_size[0], image_size[1]};
+}
+
+// `what` is the image that a residual belongs to.
+inline void check_residual(const at::Tensor& residual, at::IntArrayRef size, const char* what) {
+  TORCH_CHECK_VALUE(residual.sizes() == size, "residual must have the shape of the ", what, " ",
+                    size, ", found ", residual.sizes());
+}
+
 inline std::array<int64_t, 4> output_size(const BlurShape& s) {
   return {s.batch, s.channels, s.output_height(), s.output_width()};
 }

@@ -39,14 +39,10 @@ at::Tensor blur_downsample2d_adjoint(const at::Tensor& residual, const at::Tenso
                                      at::IntArrayRef image_size) {
   const DeviceScope scope(residual);
   check_inputs(residual, kernel, "residual");
-  TORCH_CHECK_VALUE(image_size.size() == 2, "image_size must be (H, W), found ", image_size);
-  const std::array<int64_t, 4> full{residual.size(0), residual.size(1), image_size[0],
-                                    image_size[1]};
+  const auto full = adjoint_size(residual, image_size);
   const auto s = make_downsample(make_shape(full, kernel.sizes(), boundary), factor);
   const auto size = small_size(s);
-  TORCH_CHECK_VALUE(residual.sizes() == at::IntArrayRef(size),
-                    "residual must have the shape of the blurred and downsampled image ",
-                    at::IntArrayRef(size), ", found ", residual.sizes());
+  check_residual(residual, size, "blurred and downsampled image");
   if (s.blur.planes() == 0) return at::zeros(full, residual.options());
   const auto type = compute_type(residual, kernel);
   return dispatch_real(type, [&](auto zero) {

@@ -50,9 +50,7 @@ inline std::array<int64_t, 4> unblurred_size(const at::Tensor& residual,
 
 inline void check_blurred(const BlurShape& s, const at::Tensor& residual) {
   const auto size = output_size(s);
-  TORCH_CHECK_VALUE(residual.sizes() == at::IntArrayRef(size),
-                    "residual must have the shape of the blurred image ", at::IntArrayRef(size),
-                    ", found ", residual.sizes());
+  check_residual(residual, size, "blurred image");
 }
 
 }  // namespace latentdem
