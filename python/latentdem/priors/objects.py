@@ -1,0 +1,303 @@
+"""Pose-conditioned latent diffusion priors of objects, with Zero123's interface.
+
+``epsilon_theta(z_t; I, phi)`` (Liu et al., ICCV 2023): z_t is the noisy latent of the wanted view,
+I a given view, phi the wanted pose relative to the given one.  The given view enters twice: its
+latent beside z_t, and an embedding by cross-attention.  Views are square, on a white ground.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from latentdem.priors.latent import ASSETS, LatentPrior, _config
+
+PACKAGED_OBJECTS = ASSETS / "objects.safetensors"
+POSE_FEATURES = 4
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """The cameras a prior was trained with: what its numbers mean in the world.
+
+    Args:
+        fov: full angle of view in degrees.
+        elevation: range of the training cameras in degrees.
+        radius: range of their distances; objects lie in a ball of radius ``extent``.
+        extent: radius of that ball in world units; the world's cube is [-1, 1]^3.
+    """
+
+    fov: float = 40.0
+    elevation: tuple[float, float] = (-10.0, 50.0)
+    radius: tuple[float, float] = (2.2, 3.0)
+    extent: float = 0.7
+
+
+def pose_features(pose: Tensor) -> Tensor:
+    """Zero123's four numbers of a relative pose, ``[...,3] -> [...,4]``.
+
+    Elevation in radians (upward), sine and cosine of the azimuth, radius.  (Zero123 itself counts
+    the polar angle, downward: :func:`latentdem_ext.zero123_condition`.)
+    """
+    elevation, azimuth, radius = pose.unbind(-1)
+    azimuth = torch.deg2rad(azimuth)
+    return torch.stack((torch.deg2rad(elevation), azimuth.sin(), azimuth.cos(), radius), -1)
+
+
+class ViewEmbedder(nn.Module):
+    """A small vision transformer on a view's latent: tokens for cross-attention.
+
+    It also tells the view's own elevation and radius, which Zero123 leaves unknown and a world
+    with an up direction needs.
+
+    Args:
+        channels: of the latent.
+        side: of the latent, even.
+        width: of the tokens.
+        layers: of the transformer.
+    """
+
+    def __init__(self, channels: int, side: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(channels, width, 2, stride=2)
+        count = (side // 2) ** 2
+        self.position = nn.Parameter(0.02 * torch.randn(1, count + 1, width))
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.camera = nn.Linear(width, 2)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B,c,s,s] -> tokens [B,1+s*s/4,width], camera [B,2]``, the camera in training units."""
+        tokens = self.patch(latents).flatten(2).transpose(1, 2)
+        summary = torch.zeros_like(tokens[:, :1])
+        tokens = self.norm(self.transformer(torch.cat((summary, tokens), 1) + self.position))
+        return tokens, self.camera(tokens[:, 0])
+
+
+@dataclass(frozen=True)
+class ViewEmbedding:
+    """What the denoiser needs of given views; batched, so that it can be indexed and repeated.
+
+    Args:
+        latents: ``[B,c,s,s]``.
+        tokens: ``[B,L,width]``.
+        elevation: ``[B]`` degrees, estimated from the view alone.
+        radius: ``[B]`` world units, likewise.
+    """
+
+    latents: Tensor
+    tokens: Tensor
+    elevation: Tensor
+    radius: Tensor
+
+    def __getitem__(self, index: Any) -> ViewEmbedding:
+        """The views at ``index`` (a tensor of indices repeats them)."""
+        return ViewEmbedding(
+            self.latents[index], self.tokens[index], self.elevation[index], self.radius[index]
+        )
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+@dataclass
+class ObjectsPrior:
+    """A pose-conditioned latent diffusion model.
+
+    Args:
+        autoencoder: diffusers autoencoder, as in :class:`~latentdem.priors.LatentPrior`.
+        denoiser: ``UNet2DConditionModel`` on ``2c`` channels (noisy latent, given view's latent),
+            with the relative pose as projected class embedding and in its context.
+        embedder: the given view's tokens.
+        context: linear map of ``[token, pose features]`` to the context (Zero123's projection).
+        alphas_cumprod: ``[T]``.
+        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``.
+        latent_mean: ``[c,1,1]`` subtracted from latents.
+        latent_std: ``[c,1,1]`` they are divided by.
+        unshuffle: pixel-unshuffle factor in front of the autoencoder.
+        image_size: side of the views in pixels.
+        camera: of the training views.
+        name: for reports.
+    """
+
+    autoencoder: Any
+    denoiser: Any
+    embedder: nn.Module
+    context: nn.Module
+    alphas_cumprod: Tensor
+    prediction_type: str
+    latent_mean: Tensor
+    latent_std: Tensor
+    unshuffle: int = 2
+    image_size: int = 64
+    camera: CameraModel = field(default_factory=CameraModel)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        # The image side of the model is the one of the 2D prior; its denoiser is not used.
+        self._images = LatentPrior(
+            autoencoder=self.autoencoder,
+            denoiser=None,
+            alphas_cumprod=self.alphas_cumprod,
+            prediction_type=self.prediction_type,
+            latent_mean=self.latent_mean,
+            latent_std=self.latent_std,
+            unshuffle=self.unshuffle,
+            calibration_timesteps=torch.empty(0),
+            calibration_rmse=torch.empty(0),
+            multiple=8,
+        )
+
+    @property
+    def timesteps(self) -> int:
+        """Number of training timesteps T."""
+        return len(self.alphas_cumprod)
+
+    def encode(self, views: Tensor) -> Tensor:
+        """Mean latents ``[B,c,s,s]`` of ``views [B,3,S,S]`` in [0, 1]."""
+        if views.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"views must be {self.image_size} x {self.image_size}, found {list(views.shape)}"
+            )
+        return self._images.encode(views)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Views ``[B,3,S,S]``, nominally in [0, 1], not clamped."""
+        return self._images.decode(latents, (self.image_size, self.image_size))
+
+    def embed(self, views: Tensor) -> ViewEmbedding:
+        """Encode given views ``[B,3,S,S]`` in [0, 1] once, for any number of predictions."""
+        latents = self.encode(views)
+        tokens, camera = self.embedder(latents)
+        (e0, e1), (r0, r1) = self.camera.elevation, self.camera.radius
+        elevation = (e0 + e1) / 2 + (e1 - e0) / 2 * camera[:, 0]
+        radius = (r0 + r1) / 2 + (r1 - r0) / 2 * camera[:, 1]
+        return ViewEmbedding(latents, tokens, elevation.clamp(e0, e1), radius.clamp(r0, r1))
+
+    def predict(
+        self, noisy: Tensor, timestep: Tensor | int, given: ViewEmbedding, pose: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``(E[z_0 | z_t, I, phi], E[epsilon | z_t, I, phi])``, differentiable in all.
+
+        Args:
+            noisy: ``[B,c,s,s]``.
+            timestep: one for all, or ``[B]``.
+            given: B given views.
+            pose: ``[B,3]``, wanted minus given (:func:`latentdem.operators.pose.relative_pose`).
+        """
+        t = torch.as_tensor(timestep, device=noisy.device).expand(len(noisy))
+        abar = self.alphas_cumprod[t][:, None, None, None]
+        signal, noise = abar.sqrt(), (1 - abar).sqrt()
+        output = self.velocity(noisy, t, given.latents, given.tokens, pose)
+        if self.prediction_type == "v_prediction":
+            return signal * noisy - noise * output, noise * noisy + signal * output
+        if self.prediction_type == "epsilon":
+            return (noisy - noise * output) / signal, output
+        return output, (noisy - signal * output) / noise
+
+    def velocity(
+        self, noisy: Tensor, timesteps: Tensor, latents: Tensor, tokens: Tensor, pose: Tensor
+    ) -> Tensor:
+        """The network's own output for batched arguments, what training compares."""
+        features = pose_features(pose)
+        repeated = features[:, None].expand(-1, tokens.shape[1], -1)
+        context = self.context(torch.cat((tokens, repeated), -1))
+        x = torch.cat((noisy, latents), 1).contiguous(memory_format=torch.channels_last)
+        return self.denoiser(x, timesteps, context, class_labels=features).sample
+
+
+_PARTS = ("autoencoder", "denoiser", "embedder", "context")
+
+
+def save_objects_prior(path: Path, prior: ObjectsPrior, scheduler_config: dict[str, Any]) -> None:
+    """Write ``prior``: float16 weights and all that is needed to build it, in one file."""
+    tensors = {
+        f"{part}.{key}": value.half().contiguous()
+        for part in _PARTS
+        for key, value in getattr(prior, part).state_dict().items()
+    }
+    tensors |= {"latent_mean": prior.latent_mean, "latent_std": prior.latent_std}
+    embedder = prior.embedder
+    metadata = {
+        "kind": "objects",
+        "name": prior.name,
+        "unshuffle": str(prior.unshuffle),
+        "image_size": str(prior.image_size),
+        "autoencoder": json.dumps(dict(prior.autoencoder.config)),
+        "denoiser": json.dumps(dict(prior.denoiser.config)),
+        "scheduler": json.dumps(scheduler_config),
+        "embedder_layers": str(len(embedder.transformer.layers)),
+        "camera": json.dumps(vars(prior.camera)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata)
+    partial.replace(path)
+
+
+def load_objects_prior(path: Path | str | None = None) -> ObjectsPrior:
+    """Load the packaged objects prior, or one written by ``latentdem train-objects-prior``.
+
+    Needs no network; reads safetensors only.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an objects prior of this package.
+    """
+    path = PACKAGED_OBJECTS if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no prior at {path}; train one with: latentdem train-objects-prior"
+        )
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if metadata.get("kind") != "objects":
+        raise ValueError(f"{path} is a safetensors file, but not an objects prior of latentdem")
+    scheduler = DDIMScheduler(**_config(metadata["scheduler"]))
+    camera = CameraModel(
+        **{
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in json.loads(metadata["camera"]).items()
+        }
+    )
+    channels, _, width = (tensors["embedder.patch.weight"].shape[i] for i in (1, 2, 0))
+    side = 2 * round((tensors["embedder.position"].shape[1] - 1) ** 0.5)
+    features = tensors["context.weight"].shape
+    modules: dict[str, nn.Module] = {
+        "autoencoder": AutoencoderKL(**_config(metadata["autoencoder"])),
+        "denoiser": UNet2DConditionModel(**_config(metadata["denoiser"])),
+        "embedder": ViewEmbedder(channels, side, width, int(metadata["embedder_layers"])),
+        "context": nn.Linear(features[1], features[0]),
+    }
+    for part, module in modules.items():
+        prefix = f"{part}."
+        module.load_state_dict(
+            {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+        module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return ObjectsPrior(
+        **modules,
+        alphas_cumprod=scheduler.alphas_cumprod,
+        prediction_type=scheduler.config.prediction_type,
+        latent_mean=tensors["latent_mean"],
+        latent_std=tensors["latent_std"],
+        unshuffle=int(metadata["unshuffle"]),
+        image_size=int(metadata["image_size"]),
+        camera=camera,
+        name=metadata["name"],
+    )
