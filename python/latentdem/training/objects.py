@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentdem.operators.pose import relative_pose
+from latentdem.priors.latent import load_prior
 from latentdem.priors.objects import (
     POSE_FEATURES,
     CameraModel,
@@ -30,7 +31,6 @@ from latentdem.priors.objects import (
 from latentdem.training.autoencoder import (
     LATENT_CHANNELS,
     autoencoder_loss,
-    build_autoencoder,
     mean_psnr,
 )
 from latentdem.training.common import TrainingPlan, train
@@ -41,6 +41,9 @@ TOKEN_WIDTH = 160
 LATENT_SIDE = SIDE // 4
 LEFT_OUT = 0.08
 """Share of the pairs whose given view is hidden."""
+
+ENCODED_VIEWS = 12
+"""Of each training object, the first ones: an epoch of all pairs is out of reach anyhow."""
 
 TARGETS = 2
 """Wanted views for each given one: its embedding is computed once for both."""
@@ -70,20 +73,21 @@ class ConditionalDenoiser(nn.Module):
 
 
 def encode_views(folder: Path, split: str, autoencoder: AutoencoderKL, cache: Path) -> Path:
-    """Mean latents ``[O,V,c,16,16]`` float16 and poses of a split, in one file; made once."""
+    """Mean latents ``[O,ENCODED_VIEWS,c,16,16]`` float16 and poses of a split; made once."""
     path = cache / f"latents-{split}.safetensors"
     if path.exists():
         return path
     latents, poses = [], []
     for _, shard in track(read_shards(folder, split), f"encoding {split} views", total=None):
-        images = on_white(shard["images"]).flatten(0, 1)
+        rgba = shard["images"][:, :ENCODED_VIEWS]
+        images = on_white(rgba).flatten(0, 1)
         parts = []
         for chunk in images.split(256):
             x = F.pixel_unshuffle(chunk * 2 - 1, 2).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 parts.append(autoencoder.encode(x).latent_dist.mode().half())
-        latents.append(torch.cat(parts).unflatten(0, shard["images"].shape[:2]).contiguous())
-        poses.append(shard["poses"])
+        latents.append(torch.cat(parts).unflatten(0, rgba.shape[:2]).contiguous())
+        poses.append(shard["poses"][:, :ENCODED_VIEWS])
     partial = path.with_suffix(".partial")
     save_file({"latents": torch.cat(latents), "poses": torch.cat(poses)}, partial)
     partial.replace(path)
@@ -243,11 +247,11 @@ class ViewSampler:
 def train_view_autoencoder(
     folder: Path, checkpoint: Path, *, minutes: float, resume: bool
 ) -> AutoencoderKL:
-    """Train the autoencoder (the 2D prior's architecture) on views; returns EMA weights."""
+    """Train the packaged 2D prior's autoencoder further, on views; returns EMA weights."""
     torch.manual_seed(0)
     sampler = ViewSampler(folder, "train", 41 + resume)
     held_out = list(ViewSampler(folder, "heldout", 43).batch(100).split(1))
-    model = build_autoencoder().to(memory_format=torch.channels_last)
+    model = load_prior().autoencoder.requires_grad_(True)
 
     def loss(model: nn.Module, step: int) -> Tensor:
         return autoencoder_loss(model, sampler.batch(12))
@@ -255,7 +259,7 @@ def train_view_autoencoder(
     def report(ema: nn.Module) -> str:
         return f"held-out PSNR {mean_psnr(ema, held_out):.2f} dB"
 
-    plan = TrainingPlan(minutes=minutes, learning_rate=1.5e-3, ema_decay=0.998)
+    plan = TrainingPlan(minutes=minutes, learning_rate=8e-4, ema_decay=0.998)
     ema = train("view autoencoder", model, loss, plan, checkpoint, resume=resume, validate=report)
     return cast(AutoencoderKL, ema)
 
