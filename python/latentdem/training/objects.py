@@ -203,10 +203,10 @@ def train_denoiser(
         test.rng = np.random.default_rng(33)
         generator = torch.Generator().manual_seed(7)
         lines = []
-        given, given_pose, wanted, wanted_pose = test.batch(64)
+        given, given_pose, wanted, wanted_pose = test.batch(24)
         count = wanted.shape[0] * wanted.shape[1]
         noise = torch.randn(count, *given.shape[1:], generator=generator)
-        for timestep in (100, 300, 500, 700, 900):
+        for timestep in (200, 500, 800):
             values = []
             for hidden in (False, True):
                 with torch.no_grad():
@@ -224,7 +224,9 @@ def train_denoiser(
             + f"; elevation and radius RMS {float(own) ** 0.5:.3f} of {scale:.0f} degrees"
         )
 
-    plan = TrainingPlan(minutes=minutes, learning_rate=6e-4, ema_decay=0.998)
+    plan = TrainingPlan(
+        minutes=minutes, learning_rate=6e-4, ema_decay=0.998, checkpoint_seconds=240
+    )
     ema = train("denoiser", model, loss, plan, checkpoint, resume=resume, validate=report)
     return cast(ConditionalDenoiser, ema), mean, std
 
