@@ -24,7 +24,7 @@ from latentdem.operators.pose import camera_to_world, wrap_pose
 EXTENT = 0.75  # of a fitted field: the ball of radius 0.7 that holds the object, and a margin
 _CONVENTIONS = {
     "kind": "radiance_field",
-    "grid": "[C,D,H,W] fills [-extent,extent]^3; x along W, y along H, z along D; corners are voxels",
+    "grid": "[C,D,H,W] fills [-extent,extent]^3, corners included; x along W, y along H, z along D",
     "world": "right-handed, z up, object at the origin",
     "density": "per world unit of length; alpha = 1 - exp(-density * step)",
     "color": "RGB in [0, 1], display values",
