@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 from torch import Tensor
@@ -71,6 +72,8 @@ def extract_mesh(
         )
     # A border of zeros closes the surface where the object touches the grid's border.
     volume = F.pad(density[0], (1,) * 6).cpu().double().numpy()
+    # No ray looks into what is closed all around; a fit leaves it empty, and an object is not.
+    volume[ndimage.binary_fill_holes(volume > level)] += level
     vertices, faces, _, _ = marching_cubes(volume, level)
     # Array order z, y, x; reading it backwards mirrors, so the faces turn over too.
     size = torch.tensor(density.shape[1:]).flip(0).double().numpy()
