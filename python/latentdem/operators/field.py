@@ -169,8 +169,9 @@ class FieldFit:
 
 # The grid's variables -----------------------------------------------------------------------
 
-_DENSITY_UNIT = 20.0  # of the softplus, in 1 / extent
-_START = -3.0  # of its argument: about one per extent, half transparent
+_DENSITY_UNIT = 60.0  # of the softplus, in 1 / extent
+_START = -4.0  # of its argument: about one per extent, half transparent
+_RATES = (0.3, 0.1)  # of density's and colour's variables
 
 
 class _Grid:
@@ -309,12 +310,12 @@ def fit_field(
     refine: Tensor | None = None,
     start: RadianceField | None = None,
     resolution: int = 48,
-    iterations: int = 300,
+    iterations: int = 200,
     samples_per_ray: int = 64,
     seed: int = 0,
     radius_range: tuple[float, float] = (2.2, 3.0),
     background: float = 1.0,
-    views_per_step: int = 4,
+    views_per_step: int = 3,
     smoothness: float = 0.002,
     mask_weight: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
@@ -416,9 +417,6 @@ def fit_field(
         )
         residual = (color - views).square().mean((1, 2, 3)).sqrt()
     return FieldFit(fitted, found.detach(), residual)
-
-
-_RATES = (0.1, 0.1)
 
 
 def _grid_optimizer(grid: _Grid) -> torch.optim.Optimizer:
