@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 from torch import Tensor
 
-from latentdem.operators.field import RadianceField
+from latentdem.operators.radiance_field import RadianceField
 
 
 class EmptyFieldError(ValueError):
@@ -73,7 +73,8 @@ def extract_mesh(
     # A border of zeros closes the surface where the object touches the grid's border.
     volume = F.pad(density[0], (1,) * 6).cpu().double().numpy()
     # No ray looks into what is closed all around; a fit leaves it empty, and an object is not.
-    volume[ndimage.binary_fill_holes(volume > level)] += level
+    solid = volume > level
+    volume[ndimage.binary_fill_holes(solid) & ~solid] = 2 * level
     vertices, faces, _, _ = marching_cubes(volume, level)
     # Array order z, y, x; reading it backwards mirrors, so the faces turn over too.
     size = torch.tensor(density.shape[1:]).flip(0).double().numpy()
