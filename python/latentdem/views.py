@@ -74,7 +74,8 @@ def load_views(
     >>> views.images.shape, views.names
     (torch.Size([2, 3, 64, 64]), ['view 1', 'view 2'])
     """
-    if isinstance(inputs, str | os.PathLike | Image.Image):
+    single = isinstance(inputs, np.ndarray | Tensor) and inputs.ndim < 4
+    if single or isinstance(inputs, str | os.PathLike | Image.Image):
         raise InputError("views must be a list of two or more images, found one image")
     count = len(inputs)
     if count < 2:

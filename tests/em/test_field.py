@@ -332,8 +332,9 @@ def test_a_fitted_field_becomes_a_mesh_near_the_object(fitted, scene):
     truth = extract_mesh(scene, level=30.0)
     points = torch.from_numpy(trimesh.sample.sample_surface(truth, 4000, seed=1)[0])
     mesh = extract_mesh(fitted.field)
-    assert surface_level(fitted.field) <= math.log(2) / fitted.field.voxel
-    assert chamfer_distance(mesh, points, samples=4000) < 0.04
+    assert 1 - math.exp(-surface_level(fitted.field) * fitted.field.voxel) == pytest.approx(0.45)
+    pixel = 2 * 2.6 * math.tan(math.radians(FOV / 2)) / SIDE
+    assert chamfer_distance(mesh, points, samples=4000) < pixel
 
 
 def test_chamfer_distance_of_concentric_spheres_is_the_gap():

@@ -119,6 +119,7 @@ EMPTY = torch.zeros(1, 96, 96)
         ([], None, "at least two views of the object are needed, found 0"),
         ([picture()], None, "found 1; add a picture from another side"),
         ("front.png", None, "views must be a list of two or more images, found one image"),
+        (picture(), None, "views must be a list of two or more images, found one image"),
         ([picture(), picture()], None, "view 1 and view 2 are the same picture"),
         ([picture(), other()], [EMPTY, EMPTY], "view 1: the mask is empty"),
         ([picture(), other()], [EMPTY], "one mask for each view is needed, found 1 for 2 views"),
