@@ -45,8 +45,8 @@ LEFT_OUT = 0.08
 ENCODED_VIEWS = 12
 """Of each training object, the first ones: an epoch of all pairs is out of reach anyhow."""
 
-TARGETS = 2
-"""Wanted views for each given one: its embedding is computed once for both."""
+TARGETS = 3
+"""Wanted views for each given one: its embedding is computed once for all."""
 
 
 class ConditionalDenoiser(nn.Module):
@@ -182,7 +182,7 @@ def train_denoiser(
         return ((x - mean) / std).contiguous()
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        given, given_pose, wanted, wanted_pose = sampler.batch(16)
+        given, given_pose, wanted, wanted_pose = sampler.batch(8)
         count = wanted.shape[0] * wanted.shape[1]
         # Poses are decided at high noise; near t = 0 the latent itself says nearly all.
         share = torch.from_numpy(sampler.rng.random(count)) ** 0.75
