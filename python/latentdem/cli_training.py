@@ -108,7 +108,7 @@ def train_objects_prior(
 @app.command("draw-objects")
 def draw_objects(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the views.")],
-    split: Annotated[str, typer.Option(help="**heldout** (203 objects) or **train**.")] = "heldout",
+    split: Annotated[str, typer.Option(help="**heldout** (204 objects) or **train**.")] = "heldout",
     pictures: Annotated[
         Path | None, typer.Option(help="Also write each object's first views here, as PNG.")
     ] = None,
