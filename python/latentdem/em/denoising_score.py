@@ -1,0 +1,198 @@
+"""The denoising loss as a likelihood of poses, with its normal equations.
+
+By the evidence bound of a diffusion model,
+``log p(z_j | I_i, phi) >= const - 1/2 int |epsilon_theta(z_t; I_i, phi) - epsilon|^2 dlambda``
+with lambda the log signal-to-noise ratio.  With the same noise for all poses its differences tell
+which pose explains view j from view i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from latentdem.em.reconstruct_settings import PoseSettings
+from latentdem.operators.pose import relative_pose
+from latentdem.priors.objects import ObjectsPrior, ViewEmbedding
+
+# Finite differences: elevation and azimuth in degrees, radius in world units. A secant over two
+# degrees is also a smoother slope than the derivative of a network at a point.
+PROBES = (2.0, 2.0, 0.05)
+_KNOWN_STD = 0.1  # degrees: an elevation that the caller gave
+_CHUNK = 32  # of the network's batch: larger ones leave the cache and are slower
+
+
+@torch.no_grad()
+def predict_in_chunks(
+    prior: ObjectsPrior, noisy: Tensor, timesteps: Tensor, given: ViewEmbedding, index: Tensor,
+    poses: Tensor,
+) -> Tensor:  # fmt: skip
+    """``E[epsilon] [B,c,s,s]`` for ``noisy``, ``timesteps [B]``, given views ``index [B]``."""
+    parts = [
+        prior.predict(noisy[part], timesteps[part], given[index[part]], poses[part])[1]
+        for part in torch.arange(len(noisy), device=noisy.device).split(_CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+@dataclass
+class NormalEquations:
+    """Quadratic model ``1/2 d' A d + g' d`` of a loss of K poses: ``A [3K,3K]``, ``g [3K]``."""
+
+    matrix: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def zero(cls, views: int, like: Tensor) -> NormalEquations:
+        """No loss."""
+        return cls(like.new_zeros(3 * views, 3 * views), like.new_zeros(3 * views))
+
+    def add_relative(self, source: int, target: int, jacobian: Tensor, residual: Tensor) -> None:
+        """Add ``1/2 |residual|^2``, ``jacobian [3,D]`` in pose(target) - pose(source)."""
+        curvature, slope = jacobian @ jacobian.T, jacobian @ residual
+        ends = [(source, -1.0), (target, 1.0)]
+        for a, sign_a in ends:
+            self.gradient[3 * a : 3 * a + 3] += sign_a * slope
+            for b, sign_b in ends:
+                block = self.matrix[3 * a : 3 * a + 3, 3 * b : 3 * b + 3]
+                block += sign_a * sign_b * curvature
+
+    def add_view(self, view: int, jacobian: Tensor, residual: Tensor) -> None:
+        """Add ``1/2 |residual|^2`` with slopes ``jacobian [3,D]`` in the pose of ``view``."""
+        part = slice(3 * view, 3 * view + 3)
+        self.matrix[part, part] += jacobian @ jacobian.T
+        self.gradient[part] += jacobian @ residual
+
+
+class DenoisingScore:
+    """Negative log-likelihood of the poses of K given views, all pairs in both directions.
+
+    Args:
+        prior: conditioned on a given view and a relative pose.
+        given: the K views, embedded.
+        settings: levels, draws and temperature.
+        seed: of the noise, which is the same for every view, pose and call.
+        elevation: of the first view in degrees, if it is known.
+    """
+
+    def __init__(
+        self,
+        prior: ObjectsPrior,
+        given: ViewEmbedding,
+        settings: PoseSettings,
+        seed: int,
+        *,
+        elevation: float | None = None,
+    ) -> None:
+        self.prior, self.given, self.settings = prior, given, settings
+        self.elevation_std = torch.full_like(given.elevation, settings.elevation_std)
+        if elevation is not None:
+            self.given = replace(given, elevation=given.elevation.clone())
+            self.given.elevation[0] = elevation
+            self.elevation_std[0] = _KNOWN_STD
+        latents = given.latents
+        generator = torch.Generator().manual_seed(seed)
+        count = len(settings.levels) * settings.noises
+        noise = torch.randn((count, *latents.shape[1:]), generator=generator)
+        self.noise = noise.to(latents)
+        levels = torch.tensor(settings.levels).sort().values
+        timesteps = (levels * (prior.timesteps - 1)).round().long()
+        self.timesteps = timesteps.repeat_interleave(settings.noises).to(latents.device)
+        abar = prior.alphas_cumprod.to(latents)[self.timesteps][:, None, None, None]
+        self.noisy = abar.sqrt() * latents[:, None] + (1 - abar).sqrt() * self.noise
+        self.scale = self._weights(prior.alphas_cumprod[timesteps]).to(latents).sqrt()
+        self.evaluations = 0
+
+    def _weights(self, abar: Tensor) -> Tensor:
+        """``[L]`` quadrature of dlambda, over the draws and the temperature."""
+        log_snr = torch.log(abar / (1 - abar))
+        if len(log_snr) == 1:
+            share = torch.ones_like(log_snr)
+        else:
+            edges = (log_snr[1:] + log_snr[:-1]) / 2
+            edges = torch.cat((2 * log_snr[:1] - edges[:1], edges, 2 * log_snr[-1:] - edges[-1:]))
+            share = edges[:-1] - edges[1:]
+        share = share.repeat_interleave(self.settings.noises) / self.settings.noises
+        return share / self.settings.temperature
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Ordered pairs (given view, explained view)."""
+        count = len(self.given)
+        return [(i, j) for i in range(count) for j in range(count) if i != j]
+
+    def residuals(self, source: Tensor, target: Tensor, relative: Tensor) -> Tensor:
+        """Weighted residuals ``[B,L,c*s*s]`` of views ``target [B]`` given ``source [B]``."""
+        batch, levels = len(source), len(self.timesteps)
+        noisy = self.noisy[target].flatten(0, 1)
+        epsilon = predict_in_chunks(
+            self.prior,
+            noisy,
+            self.timesteps.repeat(batch),
+            self.given,
+            source.repeat_interleave(levels),
+            relative.repeat_interleave(levels, 0),
+        )
+        self.evaluations += batch * levels
+        errors = (epsilon.unflatten(0, (batch, levels)) - self.noise).flatten(2)
+        return errors * self.scale[:, None]
+
+    def losses(self, source: Tensor, target: Tensor, relative: Tensor) -> Tensor:
+        """``[B]``: -log p(view target | view source, relative pose), up to a constant."""
+        return 0.5 * self.residuals(source, target, relative).square().sum((1, 2))
+
+    def pair_losses(self, poses: Tensor) -> Tensor:
+        """``[K,K]``: entry (i, j) is the loss of view j given view i at ``poses [K,3]``."""
+        table = poses.new_zeros(len(poses), len(poses))
+        source, target = torch.tensor(self.pairs(), device=poses.device).unbind(1)
+        relative = relative_pose(poses[source], poses[target])
+        table[source, target] = self.losses(source, target, relative)
+        return table
+
+    def joint(self, poses: Tensor) -> Tensor:
+        """``[M]``: the loss of M hypotheses ``poses [M,K,3]``, all ordered pairs and the prior."""
+        pairs = torch.tensor(self.pairs(), device=poses.device)
+        relative = relative_pose(poses[:, pairs[:, 0]], poses[:, pairs[:, 1]])
+        source, target = pairs.repeat(len(poses), 1).unbind(1)
+        losses = self.losses(source, target, relative.flatten(0, 1))
+        return losses.unflatten(0, (len(poses), -1)).sum(1) + self.prior_loss(poses)
+
+    def prior_loss(self, poses: Tensor) -> Tensor:
+        """``[...]``: Gaussian priors of ``poses [...,K,3]`` around what the embedder sees."""
+        elevation = (poses[..., 0] - self.given.elevation) / self.elevation_std
+        radius = (poses[..., 2] - self.given.radius) / self.settings.radius_std
+        return 0.5 * (elevation.square() + radius.square()).sum(-1)
+
+    def linearize(self, poses: Tensor) -> tuple[Tensor, list[NormalEquations]]:
+        """Losses ``[M]`` at ``poses [M,K,3]`` and the normal equations of each hypothesis."""
+        hypotheses, views = poses.shape[:2]
+        pairs = self.pairs()
+        index = torch.tensor(pairs, device=poses.device)
+        relative = relative_pose(poses[:, index[:, 0]], poses[:, index[:, 1]])  # [M,P,3]
+        probes = torch.cat((poses.new_zeros(1, 3), torch.diag(poses.new_tensor(PROBES))))
+        batch = (relative[:, :, None] + probes).flatten(0, 2)  # [M*P*4,3]
+        source, target = (index[:, k].repeat(hypotheses).repeat_interleave(4) for k in (0, 1))
+        residuals = self.residuals(source, target, batch).flatten(1)
+        residuals = residuals.unflatten(0, (hypotheses, len(pairs), 4))
+        losses = 0.5 * residuals[:, :, 0].square().sum((1, 2)) + self.prior_loss(poses)
+        steps = poses.new_tensor(PROBES)[:, None]
+        equations = []
+        for m in range(hypotheses):
+            system = NormalEquations.zero(views, poses)
+            for p, (i, j) in enumerate(pairs):
+                here, moved = residuals[m, p, 0], residuals[m, p, 1:]
+                system.add_relative(i, j, (moved - here) / steps, here)
+            self.add_prior(system, poses[m])
+            equations.append(system)
+        return losses, equations
+
+    def add_prior(self, system: NormalEquations, poses: Tensor) -> None:
+        """Add :meth:`prior_loss` of ``poses [K,3]`` to the normal equations."""
+        radius_std = torch.full_like(poses[:, 2], self.settings.radius_std)
+        for k, value, std in (
+            (0, poses[:, 0] - self.given.elevation, self.elevation_std),
+            (2, poses[:, 2] - self.given.radius, radius_std),
+        ):
+            system.matrix.diagonal()[k::3].add_(std**-2)
+            system.gradient[k::3] += value / std**2
