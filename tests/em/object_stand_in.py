@@ -70,7 +70,9 @@ class ExactPrior:
         color, _, _ = self.scene.render(
             given.tokens[:, 0] + pose, fov=40.0, image_size=self.image_size, samples_per_ray=32
         )
-        z0 = self.encode(color)
+        # Nothing given: a grey average view, as an unconditional prediction is.
+        given_none = (given.tokens == 0).all(2).all(1)[:, None, None, None]
+        z0 = torch.where(given_none, torch.zeros(()), self.encode(color))
         return z0, (noisy - abar.sqrt() * z0) / (1 - abar).sqrt()
 
 

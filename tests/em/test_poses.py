@@ -111,6 +111,19 @@ def test_noise_and_global_random_state():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_evidence_is_there_for_true_poses_only():
+    score = make_score(views=3)
+    right = score.evidence(TRUE_POSES)
+    assert right.diagonal().tolist() == [0, 0, 0]
+    off = ~torch.eye(3, dtype=torch.bool)
+    assert float(right[off].min()) > 0
+    wrong = TRUE_POSES.clone()
+    wrong[1, 1] = -120
+    table = score.evidence(wrong)
+    assert float(table[0, 1]) < float(right[0, 1])
+    assert float(table[0, 2]) == pytest.approx(float(right[0, 2]), rel=1e-4)
+
+
 def test_normal_equations_are_those_of_the_loss():
     """Against autograd, for a residual that is linear in the difference of two poses."""
     generator = torch.Generator().manual_seed(1)

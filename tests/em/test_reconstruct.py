@@ -96,6 +96,23 @@ def test_sampled_views_are_the_objects():
     assert found.evaluations == prior.calls == 4 * 4 * 3
 
 
+def test_guidance_goes_beyond_the_given_views():
+    prior, images = exact_prior()
+    given = prior.embed(images[:1])
+    found = [
+        sample_views(
+            prior,
+            given,
+            TRUE_POSES[:1],
+            TRUE_POSES[:1],
+            settings=SamplerSettings(steps=2, guidance=guidance),
+        ).latents
+        for guidance in (1.0, 1.5)
+    ]
+    # The stand-in's unconditional prediction is zero.
+    torch.testing.assert_close(found[1], 1.5 * found[0], atol=1e-4, rtol=1e-4)
+
+
 def test_a_target_does_not_depend_on_the_others():
     prior, images = exact_prior()
     targets = ring_poses(TRUE_POSES, 4, 10.0, (-10.0, 50.0))

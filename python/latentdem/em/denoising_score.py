@@ -8,6 +8,7 @@ which pose explains view j from view i.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +36,16 @@ def predict_in_chunks(
         for part in torch.arange(len(noisy), device=noisy.device).split(_CHUNK)
     ]
     return torch.cat(parts)
+
+
+def without_view(given: ViewEmbedding) -> ViewEmbedding:
+    """Nothing given: what the prior saw in training when the given view was left out.
+
+    Its predictions, at a relative pose of zero, are the unconditional ones.
+    """
+    return replace(
+        given, latents=torch.zeros_like(given.latents), tokens=torch.zeros_like(given.tokens)
+    )
 
 
 @dataclass
@@ -142,13 +153,28 @@ class DenoisingScore:
         """``[B]``: -log p(view target | view source, relative pose), up to a constant."""
         return 0.5 * self.residuals(source, target, relative).square().sum((1, 2))
 
-    def pair_losses(self, poses: Tensor) -> Tensor:
-        """``[K,K]``: entry (i, j) is the loss of view j given view i at ``poses [K,3]``."""
-        table = poses.new_zeros(len(poses), len(poses))
+    def evidence(self, poses: Tensor) -> Tensor:
+        """``[K,K]``: by how many nats view i at ``poses [K,3]`` explains view j, zero for i = j.
+
+        The difference of log p(view j | view i, pose) and log p(view j): what two views of one
+        object tell about each other, and two of different objects don't.
+        """
+        views = len(poses)
+        table = poses.new_zeros(views, views)
+        if views < 2:
+            return table
         source, target = torch.tensor(self.pairs(), device=poses.device).unbind(1)
         relative = relative_pose(poses[source], poses[target])
-        table[source, target] = self.losses(source, target, relative)
+        each = torch.arange(views, device=poses.device)
+        alone = self._unconditional().losses(each, each, torch.zeros_like(poses))
+        table[source, target] = alone[target] - self.losses(source, target, relative)
         return table
+
+    def _unconditional(self) -> DenoisingScore:
+        """The same noise and weights, without given views."""
+        other = copy.copy(self)
+        other.given = without_view(self.given)
+        return other
 
     def joint(self, poses: Tensor) -> Tensor:
         """``[M]``: the loss of M hypotheses ``poses [M,K,3]``, all ordered pairs and the prior."""

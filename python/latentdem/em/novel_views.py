@@ -17,6 +17,7 @@ from latentdem.em.denoising_score import (
     PROBES,
     DenoisingScore,
     predict_in_chunks,
+    without_view,
 )
 from latentdem.em.poses import _MAX_ELEVATION, radius_limits, solve_step
 from latentdem.em.reconstruct_settings import SamplerSettings
@@ -181,6 +182,14 @@ def sample_views(
             result.evaluations += 3 * count * views
             turned = float((moved - poses)[:, 1].abs().max())
             poses = moved
+        if settings.guidance != 1:
+            nothing = without_view(given)
+            no_pose = targets.new_zeros(count, 3)
+            free = predict_in_chunks(
+                prior, z, timesteps[:count], nothing, index[:1].expand(count), no_pose
+            )
+            result.evaluations += count
+            fused = free + settings.guidance * (fused - free)
         z0 = (z - (1 - abar).sqrt() * fused) / abar.sqrt()
         if step + 1 < len(schedule):
             after = alphas[schedule[step + 1]]

@@ -65,6 +65,8 @@ class SamplerSettings:
     """DDIM steps from pure noise."""
     restart: float = 0.6
     """Noise level t / T that later rounds start from, at the field's renders."""
+    guidance: float = 1.0
+    """Factor of the given views' pull against the unconditional prediction; 1: as they are."""
     angle_std: float = 0.5
     """Growth of a view's own error with its angular distance from the target, in units of the
     noise, at 90 degrees; 0: all distances count alike."""
