@@ -16,7 +16,7 @@ import latentdem
 from latentdem.cli import app
 from latentdem.em.denoising_score import DenoisingScore
 from latentdem.em.novel_views import fusion_weights, ring_poses, sample_views, view_angles
-from latentdem.em.reconstruct import object_masks
+from latentdem.em.reconstruct import contradictions, object_masks
 from latentdem.em.reconstruct_settings import PoseSettings, ReconstructSettings, SamplerSettings
 from latentdem.io import to_pil
 from latentdem.operators.field import RadianceField
@@ -262,6 +262,21 @@ def test_bad_input(change, message):
 def test_bad_settings(kind, options, message):
     with pytest.raises(ValueError, match=message):
         kind(**options)
+
+
+def test_contradictions_are_said_with_their_residual():
+    names, settings = ["a.png", "b.png", "c.png"], ReconstructSettings()
+    agree = torch.ones(3, 3)
+    assert contradictions(names, torch.tensor([0.03, 0.05, 0.04]), agree, settings) == []
+    (line,) = contradictions(names, torch.tensor([0.03, 0.2, 0.04]), agree, settings)
+    assert line.startswith("b.png contradicts the others: the object differs from it by 0.200")
+    stranger = agree.clone()
+    stranger[2, :2] = stranger[:2, 2] = -1
+    (line,) = contradictions(names, torch.tensor([0.03, 0.04, 0.05]), stranger, settings)
+    assert line.startswith("c.png and the other views hardly explain each other (residual 0.050)")
+    (line,) = contradictions(names[:2], torch.full((2,), 0.03), -agree[:2, :2], settings)
+    assert line.startswith("a.png and b.png hardly explain each other")
+    assert contradictions(names[:1], torch.tensor([0.5]), agree[:1, :1], settings) == []
 
 
 # The command --------------------------------------------------------------------------------

@@ -194,7 +194,8 @@ def reconstruct(
     assert fit is not None
     phases.begin("mesh")
     residual = fit.residual[: len(loaded)]
-    warnings = _contradictions(loaded.names, residual, options)
+    evidence = score.evidence(current)
+    warnings = contradictions(loaded.names, residual, evidence, options)
     try:
         mesh = extract_mesh(fit.field)
     except EmptyFieldError as error:
@@ -226,6 +227,7 @@ def reconstruct(
             "margin": None if estimate is None or len(estimate.modes) < 2 else estimate.margin,
             "other_poses": [] if estimate is None else estimate.modes[1:].tolist(),
             "residual": residual.tolist(),
+            "evidence": evidence.tolist(),
             "warnings": warnings,
             "seconds": round(time.perf_counter() - started, 3),
             "seconds_by_phase": {k: round(v, 3) for k, v in phases.seconds.items()},
@@ -317,16 +319,32 @@ def _final_uncertainty(estimate: PoseEstimate | None, count: int) -> Tensor:
     return torch.zeros(count) if estimate is None else estimate.uncertainty
 
 
-def _contradictions(names: list[str], residual: Tensor, options: ReconstructSettings) -> list[str]:
-    """One line for each view that the object does not explain as it explains the others."""
+def contradictions(
+    names: list[str], residual: Tensor, evidence: Tensor, options: ReconstructSettings
+) -> list[str]:
+    """One line for each view that does not belong to the others.
+
+    Either the object does not look like it (``residual [K]`` far above the others'), or no other
+    view tells more about it than the prior knows without any (``evidence [K,K]``).
+    """
     lines = []
+    mutual = (evidence + evidence.T) / 2
     for k, name in enumerate(names):
+        if len(names) < 2:
+            break
         others = torch.cat((residual[:k], residual[k + 1 :]))
-        usual = float(others.median()) if len(others) else 0.0
-        found = float(residual[k])
-        if found > options.residual_floor and found > options.contradiction * usual:
+        usual, found = float(others.median()), float(residual[k])
+        if found > max(options.residual_floor, options.contradiction * usual):
             lines.append(
-                f"{name} contradicts the other views: its residual is {found:.3f}, theirs "
-                f"{usual:.3f}; it may show another object, or its pose is wrong"
+                f"{name} contradicts the others: the object differs from it by {found:.3f}, from "
+                f"them by {usual:.3f}; its pose may be wrong, or it shows another object"
+            )
+        elif len(names) == 2 and k == 1:
+            continue  # said of the first already
+        elif float(torch.cat((mutual[k, :k], mutual[k, k + 1 :])).max()) < options.least_evidence:
+            rest = names[1] if len(names) == 2 else "the other views"
+            lines.append(
+                f"{name} and {rest} hardly explain each other (residual {found:.3f}): they may "
+                "show different objects, or sides without overlap; poses are not to be trusted"
             )
     return lines

@@ -115,6 +115,9 @@ class ReconstructSettings:
     """A view is reported when its residual is this many times the others' median ..."""
     residual_floor: float = 0.08
     """... and above this RMSE."""
+    least_evidence: float = 0.0
+    """A view is reported, too, when no other explains it by so many nats (over the temperature)
+    more than the prior does alone."""
     poses: PoseSettings = field(default_factory=PoseSettings)
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
 
