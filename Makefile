@@ -57,7 +57,7 @@ fuzz: build  ## Many more random malformed inputs than the tests take
 
 $(VENV_CUDA)/.dependencies: Makefile
 	test -x $(BIN_CUDA)/python || $(PYTHON) -m venv $(VENV_CUDA)
-	$(BIN_CUDA)/python -m pip install --quiet "$(TORCH_CUDA)" "setuptools>=77" wheel "ninja>=1.11" "pytest>=8" numpy
+	$(BIN_CUDA)/python -m pip install --quiet "$(TORCH_CUDA)" "setuptools>=77" wheel "ninja>=1.11" "pytest>=8" "hypothesis>=6" numpy
 	touch $@
 
 cuda-build: $(VENV_CUDA)/.dependencies  ## Build the module with its CUDA kernels in .venv-cuda; needs nvcc, no GPU

@@ -34,13 +34,6 @@ Recover camera poses and a 3D object from two or more pictures of it:
 """,
 )
 app.command()(reconstruct)
-TrainedPrior = Annotated[
-    Path, typer.Option("--output", "-o", help="The prior to write (safetensors).")
-]
-TrainingData = Annotated[
-    Path, typer.Option(help="Folder of the training pictures; fetched if missing.")
-]
-Checkpoints = Annotated[Path, typer.Option(help="Folder of the checkpoints.")]
 
 
 def _output_folders(inputs: list[Path], output: Path) -> list[Path]:
@@ -222,65 +215,6 @@ def evaluate(
         raise _fail(str(error)) from None
 
 
-@app.command("train-prior")
-def train_prior(
-    output: TrainedPrior = Path("natural.safetensors"),
-    data: TrainingData = Path("data"),
-    runs: Checkpoints = Path("runs"),
-    autoencoder_minutes: Annotated[float, typer.Option(help="Minutes for the autoencoder.")] = 45,
-    diffusion_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 48,
-) -> None:
-    """Train the natural-image prior: an autoencoder, then a latent diffusion model.
-
-    The pictures come from Debian packages (listed with their hashes in the package) and are
-    fetched with apt-get. Killed or stopped, the same command goes on from the last checkpoint.
-    """
-    from latentdem.training.packaged import make_prior
-
-    try:
-        make_prior(
-            data,
-            runs,
-            output,
-            autoencoder_minutes=autoencoder_minutes,
-            diffusion_minutes=diffusion_minutes,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise _fail(str(error)) from None
-
-
-@app.command("train-kernel-prior")
-def train_kernel_prior(
-    output: TrainedPrior = Path("kernel.safetensors"),
-    data: TrainingData = Path("data"),
-    runs: Checkpoints = Path("runs"),
-    minutes: Annotated[float, typer.Option(help="Minutes on synthetic damage.")] = 7,
-    shards: Annotated[
-        int, typer.Option(help="Files of ten blind deblurrings each to learn from; 0 for none.")
-    ] = 60,
-    refine_minutes: Annotated[float, typer.Option(help="Minutes on both.")] = 15,
-) -> None:
-    """Train the plug-and-play denoiser of blur kernels.
-
-    First on synthetic kernels with synthetic damage, then on what the method itself, with that
-    first denoiser and the packaged image prior, answers on training photographs (half a minute a
-    shard). Killed or stopped, the same command goes on where it was.
-    """
-    from latentdem.training.packaged import make_kernel_prior
-
-    try:
-        make_kernel_prior(
-            data,
-            runs,
-            output,
-            minutes=minutes,
-            shards=shards,
-            refine_minutes=refine_minutes,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise _fail(str(error)) from None
-
-
 @app.command()
 def info() -> None:
     """Show versions, the native build and the packaged priors."""
@@ -293,6 +227,10 @@ def info() -> None:
         facts[path.name] = f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else "missing"
     for name, value in facts.items():
         typer.echo(f"{name:24} {value}")
+
+
+# Each registers its commands with ``app``, which must exist by then.
+from latentdem import cli_training  # noqa: E402, F401
 
 
 def main() -> None:

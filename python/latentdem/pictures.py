@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from latentdem.io import to_pil
-from latentdem.operators.field import RadianceField
+from latentdem.operators.radiance_field import RadianceField
 
 _LABEL_HEIGHT = 14
 _GAP = 4

@@ -23,7 +23,7 @@ from latentdem.io import ImageLike, InputError, to_batch
 MASK_ADVICE = (
     "give an image with an alpha channel, a plain background, or a mask (white where the object is)"
 )
-_FILL = 0.85  # share of the side that the largest object takes after framing
+_FILL = 0.75  # share of the side that the largest object takes after framing
 _OPAQUE = 0.5
 
 
@@ -55,11 +55,11 @@ def load_views(
     """Read two or more views of one object and bring them to the prior's form.
 
     The object is told from its background by ``masks`` where they are given, else by the alpha
-    channel, else by the colour of the picture's border.  Square views of one size whose objects
-    lie wholly inside keep their framing: size and place then tell where the camera was.  All
-    others (photographs) are centred on the object and scaled by one factor for all, chosen so
-    that the largest object fills 85 % of the side; views of different sizes are first brought to
-    the same height, as if taken with the same lens.
+    channel, else by the colour of the picture's border.  Square views whose objects lie wholly
+    inside and around the middle keep their framing: size and place then tell where the camera
+    was.  All others (photographs) are centred on the object and scaled by one factor for all, so
+    that the largest object fills three quarters of the side.  Views may differ in size and be
+    turned upright, but not in shape: a crop has lost what tells the scale.
 
     Args:
         inputs: paths, PIL images, arrays ``[H,W(,C)]`` or tensors ``[(1,)C,H,W]``.
@@ -69,10 +69,18 @@ def load_views(
         at_least: so many views; one is enough where its pose is known.
 
     Raises:
-        InputError: fewer views, identical views, masks of another size or number, an
-            empty mask, an object that cannot be told from its background.
+        InputError: fewer views, identical views, views of different shapes, masks of
+            another size or number, an empty mask, an object that cannot be told from its
+            background.
+
+    >>> wedge = torch.ones(2, 3, 80, 80)
+    >>> wedge[0, :, 20:60, 30:50] = wedge[1, :, 30:60, 20:70] = 0.2
+    >>> views = load_views(list(wedge))
+    >>> views.images.shape, views.names
+    (torch.Size([2, 3, 64, 64]), ['view 1', 'view 2'])
     """
-    if isinstance(inputs, str | os.PathLike | Image.Image):
+    single = isinstance(inputs, np.ndarray | Tensor) and inputs.ndim < 4
+    if single or isinstance(inputs, str | os.PathLike | Image.Image):
         raise InputError("views must be a list of two or more images, found one image")
     count = len(inputs)
     if count < at_least:
@@ -88,6 +96,7 @@ def load_views(
         for k, view in enumerate(inputs)
     ]
     _refuse_twins([image for image, _ in cut], names)
+    _same_shape([image for image, _ in cut], names)
     if _framed([mask for _, mask in cut]):
         framed = [_resize(image, mask, size) for image, mask in cut]
     else:
@@ -152,7 +161,7 @@ def _mask_from_border(color: Tensor, name: str) -> Tensor:
     """Everything that differs from the border's colour, without specks and holes.
 
     Source: the median and the median absolute deviation are the border's robust mean and spread;
-    an object may cross up to half of it.
+    an object may cross a third of it.
     """
     image = color[0].permute(1, 2, 0).double().numpy()
     border = _border(image)
@@ -163,9 +172,7 @@ def _mask_from_border(color: Tensor, name: str) -> Tensor:
         raise InputError(
             f"{name}: the background is too uneven to tell the object from it; {MASK_ADVICE}"
         )
-    low = max(0.03, 4 * spread)
-    distance = np.linalg.norm(image - ground, axis=2)
-    found = ndimage.binary_opening(distance > low, iterations=1) | (distance > 4 * low)
+    found = np.linalg.norm(image - ground, axis=2) > max(0.03, 4 * spread)
     labels, count = ndimage.label(found, structure=np.ones((3, 3)))
     if count == 0:
         raise InputError(f"{name}: no object stands out from the background; {MASK_ADVICE}")
@@ -186,7 +193,7 @@ def _check_mask(mask: Tensor, name: str) -> None:
             f"or {MASK_ADVICE}"
         )
     touching = float(_border(mask[0, 0].numpy()).mean())
-    if share > 0.95 or touching > 0.5:
+    if share > 0.95 or touching > 0.35:
         raise InputError(
             f"{name}: the object cannot be told from its background (it would cover "
             f"{100 * share:.0f} % of the picture); {MASK_ADVICE}"
@@ -204,6 +211,18 @@ def _refuse_twins(images: list[Tensor], names: list[str]) -> None:
                 )
 
 
+def _same_shape(images: list[Tensor], names: list[str]) -> None:
+    shapes = [max(image.shape[-2:]) / min(image.shape[-2:]) for image in images]
+    for k, shape in enumerate(shapes):
+        if abs(shape / shapes[0] - 1) > 0.02:
+            (h0, w0), (h, w) = images[0].shape[-2:], images[k].shape[-2:]
+            raise InputError(
+                f"{names[0]} is {w0} x {h0} pixels and {names[k]} {w} x {h}: views of different "
+                "shapes cannot be brought to one scale; give uncropped pictures of one camera, or "
+                "crop all to squares"
+            )
+
+
 # Framing ------------------------------------------------------------------------------------
 
 
@@ -217,15 +236,14 @@ def _box(mask: Tensor) -> tuple[int, int, int, int]:
 
 def _framed(masks: list[Tensor]) -> bool:
     """Whether the views can be taken as they are."""
-    height, width = masks[0].shape[-2:]
-    if height != width or any(mask.shape != masks[0].shape for mask in masks):
-        return False
     for mask in masks:
+        height, width = mask.shape[-2:]
         top, bottom, left, right = _box(mask)
-        large = max(bottom - top, right - left) >= 0.25 * height
+        large = max(bottom - top, right - left) >= 0.2 * height
         centre = (top + bottom) / 2 - height / 2, (left + right) / 2 - width / 2
-        central = max(map(abs, centre)) <= 0.15 * height
-        if not (large and central and min(top, left) > 0 and max(bottom, right) < height):
+        central = max(map(abs, centre)) <= 0.2 * height
+        inside = min(top, left) > 0 and max(bottom, right) < height
+        if not (height == width and large and central and inside):
             return False
     return True
 
@@ -242,16 +260,16 @@ def _resize(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _reframe(cut: list[tuple[Tensor, Tensor]], size: int) -> list[tuple[Tensor, Tensor]]:
-    """Centre every view on its object; one scale for all, in units of each picture's height."""
+    """Centre every view on its object; one scale for all, in units of each picture's long side."""
     boxes = [_box(mask) for _, mask in cut]
     extents = [
-        max(bottom - top, right - left) / image.shape[-2]
+        max(bottom - top, right - left) / max(image.shape[-2:])
         for (image, _), (top, bottom, left, right) in zip(cut, boxes)
     ]
     window = max(extents) / _FILL
     result = []
     for (image, mask), (top, bottom, left, right) in zip(cut, boxes):
-        side = max(1, round(window * image.shape[-2]))
+        side = max(1, round(window * max(image.shape[-2:])))
         row, column = (top + bottom - side) // 2, (left + right - side) // 2
         canvas = torch.ones(1, 4, side, side)
         canvas[:, 3] = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from latentdem.operators.field import RadianceField
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.priors.objects import CameraModel, ViewEmbedding
 
 SIDE = 32

@@ -16,11 +16,11 @@ import latentdem
 from latentdem.cli import app
 from latentdem.em.denoising_score import DenoisingScore
 from latentdem.em.novel_views import fusion_weights, ring_poses, sample_views, view_angles
-from latentdem.em.reconstruct import contradictions, object_masks
+from latentdem.em.object_field import believable_poses, contradictions, object_masks
 from latentdem.em.reconstruct_settings import PoseSettings, ReconstructSettings, SamplerSettings
 from latentdem.io import to_pil
-from latentdem.operators.field import RadianceField
 from latentdem.operators.pose import wrap_degrees
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.priors.objects import ObjectsPrior, ViewEmbedder, save_objects_prior
 from latentdem.training.autoencoder import build_autoencoder
 
@@ -262,6 +262,18 @@ def test_bad_input(change, message):
 def test_bad_settings(kind, options, message):
     with pytest.raises(ValueError, match=message):
         kind(**options)
+
+
+def test_rendering_may_not_move_poses_where_the_prior_forbids():
+    prior, images = exact_prior()
+    score = DenoisingScore(prior, prior.embed(images[:2]), QUICK.poses, 0)
+    before = TRUE_POSES[:2] + torch.tensor([[0.0, 0.0, 0.0], [0.0, 6.0, 0.0]])
+    assert torch.equal(believable_poses(score, before, TRUE_POSES[:2], 0.1), TRUE_POSES[:2])
+    away = before + torch.tensor([[0.0, 0.0, 0.0], [0.0, 40.0, 0.0]])
+    assert torch.equal(believable_poses(score, before, away, 0.1), before)
+    past = before + torch.tensor([[0.0, 0.0, 0.0], [0.0, -40.0, 0.0]])
+    halfway = believable_poses(score, before, past, 0.1)
+    assert float(halfway[1, 1]) == pytest.approx(56)
 
 
 def test_contradictions_are_said_with_their_residual():

@@ -186,7 +186,7 @@ def test_no_copy_is_made(boundary, masked, layout):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("boundary", ["circular", "reflect"])
-def test_native_scratch_is_a_few_planes(boundary):
+def test_scratch_memory_is_a_few_planes(boundary):
     """Resident memory at its peak, of which the profiler sees only tensors."""
     program = f"""
 import sys, torch, latentdem_ext as ext

@@ -8,28 +8,26 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from latentdem.em.denoising_score import DenoisingScore
 from latentdem.em.driver import versions
-from latentdem.em.novel_views import SampledViews, ring_poses, sample_views
-from latentdem.em.poses import PoseEstimate, estimate_poses, radius_limits
+from latentdem.em.novel_views import ring_poses, sample_views
+from latentdem.em.object_field import contradictions
+from latentdem.em.poses import PoseEstimate, estimate_poses
 from latentdem.em.reconstruct_result import ReconstructResult
 from latentdem.em.reconstruct_settings import ReconstructSettings
 from latentdem.io import ImageLike, InputError
-from latentdem.operators.field import FieldFit, RadianceField, fit_field
+from latentdem.operators.field import FieldFit
 from latentdem.operators.mesh import EmptyFieldError, extract_mesh
 from latentdem.operators.pose import relative_rotation, rotation_error, wrap_pose
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.priors.objects import ObjectsPrior, load_objects_prior
-from latentdem.views import Views, load_views
+from latentdem.views import load_views
 
 Progress = Callable[[str, float], None]
 """Called as ``progress(phase, share of the whole run that is done)``."""
-
-_NOT_WHITE = 0.06  # of a sampled view's pixel, from the white ground
 
 
 @lru_cache(maxsize=1)
@@ -150,6 +148,11 @@ def reconstruct(
     else:
         current, uncertainty = known, torch.zeros(len(known))
     history.append({"phase": "poses", "poses": current.tolist()})
+    free = torch.zeros(len(loaded), 3, dtype=torch.bool)
+    if options.rendering and known is None:
+        free[:] = True
+        free[0, 1] = False  # the gauge
+        free[0, 0] = elevation is None
     # The ring stands still over the rounds, so that its views can be drawn again and again.
     targets = ring_poses(
         current, options.sampler.targets, options.sampler.spread, used.camera.elevation
@@ -174,8 +177,9 @@ def reconstruct(
         current = sampled.poses
         evaluations += sampled.evaluations
         phases.begin("field")
-        fit = _fit(loaded, sampled, targets, used, options, fit, elevation, known is None, seed,
-                   phases.step)  # fmt: skip
+        fit = _fit_with_poses(
+            loaded, sampled, targets, score, options, fit, free, seed, phases.step
+        )
         current = fit.poses[: len(loaded)]
         moved = _largest_turn(before, current)
         uncertainty = uncertainty.clamp(max=max(moved, 1.0))
@@ -261,50 +265,6 @@ def _renders(prior: ObjectsPrior, field: RadianceField, targets: Tensor) -> Tens
         return prior.encode(color.clamp(0, 1))
 
 
-def object_masks(views: Tensor) -> Tensor:
-    """``[N,1,S,S]``: what is not white in sampled ``views [N,3,S,S]``, holes filled."""
-    coloured = (1 - views.amin(1)) > _NOT_WHITE
-    filled = [ndimage.binary_fill_holes(mask) for mask in coloured.cpu().numpy()]
-    return torch.from_numpy(np.stack(filled))[:, None].to(views)
-
-
-def _fit(
-    loaded: Views,
-    sampled: SampledViews,
-    targets: Tensor,
-    prior: ObjectsPrior,
-    options: ReconstructSettings,
-    last: FieldFit | None,
-    elevation: float | None,
-    movable: bool,
-    seed: int,
-    callback: Callable[[int, int], None],
-) -> FieldFit:
-    """A field through the given views (weight one) and the sampled ones."""
-    count, novel = len(loaded), len(targets)
-    refine = torch.zeros(count + novel, 3, dtype=torch.bool)
-    if options.rendering and movable:
-        refine[:count] = True
-        refine[0, 1] = False  # the gauge
-        refine[0, 0] = elevation is None
-    weights = torch.cat((torch.ones(count), torch.full((novel,), options.novel_weight)))
-    return fit_field(
-        torch.cat((loaded.images, sampled.views)),
-        torch.cat((sampled.poses, targets)),
-        fov=prior.camera.fov,
-        masks=torch.cat((loaded.masks, object_masks(sampled.views))),
-        weights=weights,
-        refine=refine,
-        start=None if last is None else last.field,
-        resolution=options.resolution,
-        iterations=options.iterations,
-        samples_per_ray=options.samples_per_ray,
-        seed=seed,
-        radius_range=radius_limits(prior.camera.radius),
-        progress=callback,
-    )
-
-
 def _largest_turn(before: Tensor, after: Tensor) -> float:
     """Largest change in degrees of a view's rotation relative to the first's."""
     if len(before) < 2:
@@ -317,34 +277,3 @@ def _largest_turn(before: Tensor, after: Tensor) -> float:
 
 def _final_uncertainty(estimate: PoseEstimate | None, count: int) -> Tensor:
     return torch.zeros(count) if estimate is None else estimate.uncertainty
-
-
-def contradictions(
-    names: list[str], residual: Tensor, evidence: Tensor, options: ReconstructSettings
-) -> list[str]:
-    """One line for each view that does not belong to the others.
-
-    Either the object does not look like it (``residual [K]`` far above the others'), or no other
-    view tells more about it than the prior knows without any (``evidence [K,K]``).
-    """
-    lines = []
-    mutual = (evidence + evidence.T) / 2
-    for k, name in enumerate(names):
-        if len(names) < 2:
-            break
-        others = torch.cat((residual[:k], residual[k + 1 :]))
-        usual, found = float(others.median()), float(residual[k])
-        if found > max(options.residual_floor, options.contradiction * usual):
-            lines.append(
-                f"{name} contradicts the others: the object differs from it by {found:.3f}, from "
-                f"them by {usual:.3f}; its pose may be wrong, or it shows another object"
-            )
-        elif len(names) == 2 and k == 1:
-            continue  # said of the first already
-        elif float(torch.cat((mutual[k, :k], mutual[k, k + 1 :])).max()) < options.least_evidence:
-            rest = names[1] if len(names) == 2 else "the other views"
-            lines.append(
-                f"{name} and {rest} hardly explain each other (residual {found:.3f}): they may "
-                "show different objects, or sides without overlap; poses are not to be trusted"
-            )
-    return lines

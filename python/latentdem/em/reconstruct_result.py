@@ -14,9 +14,9 @@ from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.io import atomic_folder
-from latentdem.operators.field import RadianceField
 from latentdem.operators.mesh import save_mesh
 from latentdem.operators.pose import camera_to_world
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.pictures import sheet, turntable
 from latentdem.views import Views
 

@@ -99,6 +99,8 @@ class ReconstructSettings:
     """Move the poses within the sampler's trajectory."""
     rendering: bool = True
     """Refine the poses of the input views through the renderer."""
+    rendering_slack: float = 1.0
+    """They may become less likely by so many nats (over the temperature) under the prior."""
     rounds: int = 2
     """Alternations of sampler and field, at most."""
     tolerance: float = 1.0
@@ -107,7 +109,7 @@ class ReconstructSettings:
     """Weight of a sampled view in the field's loss; an input view has one."""
     resolution: int = 48
     """Voxels a side of the field."""
-    iterations: int = 300
+    iterations: int = 200
     """Steps of a fit of the field."""
     samples_per_ray: int = 64
     """Of the renderer."""
@@ -125,5 +127,5 @@ class ReconstructSettings:
         _check(self.start in STARTS, f"start must be one of {', '.join(STARTS)}", self.start)
         for name in ("rounds", "resolution", "iterations", "samples_per_ray", "contradiction"):
             _check(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name))
-        for name in ("tolerance", "novel_weight", "residual_floor"):
+        for name in ("tolerance", "novel_weight", "residual_floor", "rendering_slack"):
             _check(getattr(self, name) >= 0, f"{name} must be >= 0", getattr(self, name))

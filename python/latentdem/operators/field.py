@@ -1,8 +1,6 @@
-"""Radiance fields of objects: a voxel grid fitted to views through the differentiable renderer.
+"""Fitting radiance fields to views, and cameras to radiance fields, through ``volume_render``.
 
-World: z up, the object at the origin.  The grid fills the cube ``[-extent, extent]^3``, x along
-W, y along H, z along D, trilinear.  Cameras look at the origin, three numbers each
-(:mod:`latentdem.operators.pose`).  Letters: N views, s their side, R the grid's side.
+Letters: N views, s their side, R the grid's side.  Poses as in :mod:`latentdem.operators.pose`.
 """
 
 from __future__ import annotations
@@ -10,145 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-import latentdem_ext as ext
-from latentdem.operators.pose import camera_to_world, wrap_pose
+from latentdem.operators.pose import wrap_pose
+from latentdem.operators.radiance_field import RadianceField
 
 EXTENT = 0.75  # of a fitted field: the ball of radius 0.7 that holds the object, and a margin
-_CONVENTIONS = {
-    "kind": "radiance_field",
-    "grid": "[C,D,H,W] fills [-extent,extent]^3, corners included; x along W, y along H, z along D",
-    "world": "right-handed, z up, object at the origin",
-    "density": "per world unit of length; alpha = 1 - exp(-density * step)",
-    "color": "RGB in [0, 1], display values",
-    "camera": "looks at the origin from (elevation, azimuth from +x towards +y, radius)",
-}
-
-
-@dataclass(frozen=True)
-class RadianceField:
-    """Density and colour on a voxel grid.
-
-    Args:
-        density: ``[1,D,H,W]``, not negative, per world unit of length.
-        color: ``[3,D,H,W]`` in [0, 1].
-        extent: half the side of the grid's cube in world units.
-
-    Raises:
-        ValueError: shapes that do not match, or an extent that is not positive.
-    """
-
-    density: Tensor
-    color: Tensor
-    extent: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.density.dim() != 4 or self.density.shape[0] != 1 or not self.density.numel():
-            raise ValueError(f"density must have shape [1,D,H,W], found {list(self.density.shape)}")
-        if self.color.shape != (3, *self.density.shape[1:]):
-            raise ValueError(
-                f"color must have shape [3,D,H,W] with density's D, H, W, found "
-                f"{list(self.color.shape)} beside {list(self.density.shape)}"
-            )
-        if not self.extent > 0:
-            raise ValueError(f"extent must be positive, found {self.extent}")
-
-    @property
-    def voxel(self) -> float:
-        """Largest distance of neighbouring voxels in world units."""
-        return 2 * self.extent / max(min(self.density.shape[1:]) - 1, 1)
-
-    def to(self, device: torch.device | str) -> RadianceField:
-        """The same field on another device."""
-        return RadianceField(self.density.to(device), self.color.to(device), self.extent)
-
-    def render(
-        self,
-        poses: Tensor,
-        *,
-        fov: float,
-        image_size: int,
-        samples_per_ray: int = 96,
-        background: float = 1.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of the field, differentiable in it and in the poses.
-
-        A ray is sampled at whole and a half steps from its camera, so that a view does not depend
-        on the others of its batch; the renderer passes over what lies outside the cube.
-
-        Args:
-            poses: ``[N,3]`` elevation and azimuth in degrees, radius.
-            fov: full angle of view in degrees.
-            image_size: s.
-            samples_per_ray: samples in the width of the cube.
-            background: grey value where the field is transparent.
-
-        Returns:
-            ``color [N,3,s,s]``, ``opacity [N,1,s,s]`` and ``depth [N,1,s,s]``, the distance along
-            the ray weighted with, and not divided by, opacity.
-
-        >>> field = RadianceField(torch.ones(1, 8, 8, 8), torch.ones(3, 8, 8, 8))
-        >>> color, opacity, depth = field.render(
-        ...     torch.tensor([[20.0, 0.0, 2.5]]), fov=40.0, image_size=16)
-        >>> color.shape, opacity.shape
-        (torch.Size([1, 3, 16, 16]), torch.Size([1, 1, 16, 16]))
-        """
-        if poses.dim() != 2 or poses.shape[1] != 3:
-            raise ValueError(f"poses must have shape [N,3], found {list(poses.shape)}")
-        # The operator's cube is [-1, 1]^3: lengths are divided by extent, densities multiplied.
-        poses = poses.to(self.density)
-        unit = torch.tensor([1.0, 1.0, 1 / self.extent]).to(poses)
-        lens = ext.intrinsics_from_fov(poses.new_tensor(fov), (image_size, image_size))
-        step = 2 / samples_per_ray
-        farthest = float(poses.detach()[:, 2].max()) / self.extent if len(poses) else 0.0
-        count = math.ceil((farthest + 3**0.5) / step)
-        color, opacity, depth = ext.volume_render(
-            self.density * self.extent,
-            self.color,
-            camera_to_world(poses * unit),
-            lens.expand(len(poses), 4),
-            image_size=(image_size, image_size),
-            near=0.0,
-            far=count * step,
-            samples_per_ray=count,
-            background=poses.new_full((3,), background),
-        )
-        return color, opacity, depth * self.extent
-
-    def save(self, path: Path) -> None:
-        """Write ``path`` (safetensors), its conventions in the metadata."""
-        tensors = {
-            "density": self.density.detach().cpu().contiguous(),
-            "color": self.color.detach().cpu().contiguous(),
-        }
-        save_file(tensors, path, _CONVENTIONS | {"extent": repr(self.extent)})
-
-    @classmethod
-    def load(cls, path: Path) -> RadianceField:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a radiance field.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no radiance field at {path}")
-        try:
-            with safe_open(path, framework="pt") as handle:
-                metadata = handle.metadata() or {}
-                tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
-        if metadata.get("kind") != _CONVENTIONS["kind"]:
-            raise ValueError(f"{path} is a safetensors file, but not a radiance field of latentdem")
-        return cls(tensors["density"], tensors["color"], float(metadata["extent"]))
 
 
 @dataclass(frozen=True)
@@ -169,8 +38,9 @@ class FieldFit:
 
 # The grid's variables -----------------------------------------------------------------------
 
-_DENSITY_UNIT = 20.0  # of the softplus, in 1 / extent
-_START = -3.0  # of its argument: about one per extent, half transparent
+_DENSITY_UNIT = 60.0  # of the softplus, in 1 / extent
+_START = -4.0  # of its argument: about one per extent, half transparent
+_RATES = (0.3, 0.1)  # of density's and colour's variables
 
 
 class _Grid:
@@ -247,11 +117,30 @@ class _Poses:
             )
         free = free.to(device=poses.device, dtype=torch.bool)
         self.free = (free[:, None] if free.dim() == 1 else free).expand(len(poses), 3)
-        self.start = poses.detach().clone()
+        inside = wrap_pose(poses.detach(), radius=radius_range)
+        self.start = torch.where(self.free, inside, poses.detach())
         self.variable = (self.start / self.unit).requires_grad_()
 
     def value(self) -> Tensor:
         return torch.where(self.free, self.variable * self.unit, self.start)
+
+    def jump(
+        self, field: RadianceField, views: Tensor, *, masks: Tensor | None, **settings: Any
+    ) -> None:
+        """Bring the free poses to ``field`` as it stands; see :func:`refine_poses`."""
+        moved = torch.nonzero(self.free.any(1))[:, 0]
+        if len(moved):
+            found, _ = refine_poses(
+                field,
+                views[moved],
+                self.start[moved],
+                refine=self.free[moved],
+                masks=None if masks is None else masks[moved],
+                radius_range=self.range,
+                **settings,
+            )
+            with torch.no_grad():
+                self.variable[moved] = found / self.unit
 
     @torch.no_grad()
     def wrap(self) -> None:
@@ -309,12 +198,12 @@ def fit_field(
     refine: Tensor | None = None,
     start: RadianceField | None = None,
     resolution: int = 48,
-    iterations: int = 300,
+    iterations: int = 200,
     samples_per_ray: int = 64,
     seed: int = 0,
     radius_range: tuple[float, float] = (2.2, 3.0),
     background: float = 1.0,
-    views_per_step: int = 4,
+    views_per_step: int = 3,
     smoothness: float = 0.002,
     mask_weight: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
@@ -329,7 +218,8 @@ def fit_field(
 
     with Adam on random minibatches of views.  The first third of the steps is taken on a grid of
     half the side, with a weight on emptiness that falls to zero, so that space that no view asks
-    for stays clear; poses move after that.  Cells that have become transparent are skipped.
+    for stays clear.  Then the free poses are brought to that field by :func:`refine_poses`, and
+    move on with it from there.  Cells that have become transparent are skipped.
 
     Args:
         views: ``[N,3,s,s]`` in [0, 1].
@@ -376,6 +266,9 @@ def fit_field(
     pose_optimizer = torch.optim.Adam([moving.variable], lr=0.5, betas=(0.8, 0.99))
     for step in range(iterations):
         if coarse and step == coarse:
+            moving.jump(
+                grid.field(), views, fov=fov, masks=masks, background=background, iterations=20
+            )
             grid = grid.finer(resolution)
             optimizer = _grid_optimizer(grid)
         if step >= coarse and (step - coarse) % 20 == 0:
@@ -418,9 +311,6 @@ def fit_field(
     return FieldFit(fitted, found.detach(), residual)
 
 
-_RATES = (0.1, 0.1)
-
-
 def _grid_optimizer(grid: _Grid) -> torch.optim.Optimizer:
     groups = [{"params": [grid.density]}, {"params": [grid.color]}]
     return torch.optim.Adam(groups, lr=_RATES[0], betas=(0.9, 0.99))
@@ -436,7 +326,7 @@ def refine_poses(
     masks: Tensor | None = None,
     iterations: int = 60,
     samples_per_ray: int = 64,
-    learning_rate: float = 1.0,
+    learning_rate: float = 2.0,
     radius_range: tuple[float, float] = (2.2, 3.0),
     background: float = 1.0,
     mask_weight: float = 0.5,

@@ -9,23 +9,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 from torch import Tensor
 
-from latentdem.operators.field import RadianceField
+from latentdem.operators.radiance_field import RadianceField
 
 
 class EmptyFieldError(ValueError):
     """A field without a surface at the level asked for."""
 
 
+# Share of the light that one voxel of the surface absorbs.  Fitted surfaces have about one half,
+# and fall apart above it; below it they grow fat.
+_SURFACE_ALPHA = 0.45
+
+
 def surface_level(field: RadianceField) -> float:
-    """The density of which one voxel absorbs half of the light, ``log(2) / voxel``.
+    """The density of which one voxel absorbs 45 % of the light, ``-log(0.55) / voxel``.
 
     A field that never becomes so dense is cut at half of its highest density.
     """
-    return min(math.log(2) / field.voxel, 0.5 * float(field.density.max()))
+    level = -math.log(1 - _SURFACE_ALPHA) / field.voxel
+    return min(level, 0.5 * float(field.density.max()))
 
 
 def _surface_color(field: RadianceField) -> Tensor:
@@ -71,6 +78,9 @@ def extract_mesh(
         )
     # A border of zeros closes the surface where the object touches the grid's border.
     volume = F.pad(density[0], (1,) * 6).cpu().double().numpy()
+    # No ray looks into what is closed all around; a fit leaves it empty, and an object is not.
+    solid = volume > level
+    volume[ndimage.binary_fill_holes(solid) & ~solid] = 2 * level
     vertices, faces, _, _ = marching_cubes(volume, level)
     # Array order z, y, x; reading it backwards mirrors, so the faces turn over too.
     size = torch.tensor(density.shape[1:]).flip(0).double().numpy()

@@ -67,6 +67,7 @@ class ViewEmbedder(nn.Module):
 
     def __init__(self, channels: int, side: int, width: int, layers: int) -> None:
         super().__init__()
+        self.layers = layers
         self.patch = nn.Conv2d(channels, width, 2, stride=2)
         count = (side // 2) ** 2
         self.position = nn.Parameter(0.02 * torch.randn(1, count + 1, width))
@@ -133,7 +134,7 @@ class ObjectsPrior:
 
     autoencoder: Any
     denoiser: Any
-    embedder: nn.Module
+    embedder: ViewEmbedder
     context: nn.Module
     alphas_cumprod: Tensor
     prediction_type: str
@@ -228,7 +229,6 @@ def save_objects_prior(path: Path, prior: ObjectsPrior, scheduler_config: dict[s
         for key, value in getattr(prior, part).state_dict().items()
     }
     tensors |= {"latent_mean": prior.latent_mean, "latent_std": prior.latent_std}
-    embedder = prior.embedder
     metadata = {
         "kind": "objects",
         "name": prior.name,
@@ -237,7 +237,7 @@ def save_objects_prior(path: Path, prior: ObjectsPrior, scheduler_config: dict[s
         "autoencoder": json.dumps(dict(prior.autoencoder.config)),
         "denoiser": json.dumps(dict(prior.denoiser.config)),
         "scheduler": json.dumps(scheduler_config),
-        "embedder_layers": str(len(embedder.transformer.layers)),
+        "embedder_layers": str(prior.embedder.layers),
         "camera": json.dumps(vars(prior.camera)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,16 +269,17 @@ def load_objects_prior(path: Path | str | None = None) -> ObjectsPrior:
     if metadata.get("kind") != "objects":
         raise ValueError(f"{path} is a safetensors file, but not an objects prior of latentdem")
     scheduler = DDIMScheduler(**_config(metadata["scheduler"]))
+    stored = json.loads(metadata["camera"])
     camera = CameraModel(
-        **{
-            k: tuple(v) if isinstance(v, list) else v
-            for k, v in json.loads(metadata["camera"]).items()
-        }
+        fov=stored["fov"],
+        elevation=tuple(stored["elevation"]),
+        radius=tuple(stored["radius"]),
+        extent=stored["extent"],
     )
     channels, _, width = (tensors["embedder.patch.weight"].shape[i] for i in (1, 2, 0))
     side = 2 * round((tensors["embedder.position"].shape[1] - 1) ** 0.5)
     features = tensors["context.weight"].shape
-    modules: dict[str, nn.Module] = {
+    modules: dict[str, Any] = {
         "autoencoder": AutoencoderKL(**_config(metadata["autoencoder"])),
         "denoiser": UNet2DConditionModel(**_config(metadata["denoiser"])),
         "embedder": ViewEmbedder(channels, side, width, int(metadata["embedder_layers"])),

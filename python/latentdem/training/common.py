@@ -100,7 +100,7 @@ def train(
         partial.replace(checkpoint)
 
     model.train()
-    budget, saved_at, running = plan.minutes * 60, spent, 0.0
+    budget, saved_at, running, first = plan.minutes * 60, spent, 0.0, step
     last = time.monotonic()
     while spent < budget:
         rate = _learning_rate(plan, step, spent / budget)
@@ -120,7 +120,7 @@ def train(
         # A suspended process (SIGSTOP, a closed laptop) must not eat the budget.
         spent += min(now - last, 10.0)
         last = now
-        running += (loss.item() - running) / min(step, plan.report_every)
+        running += (loss.item() - running) / min(step - first, plan.report_every)
         if step % plan.report_every == 0:
             left = (budget - spent) / 60
             console.print(

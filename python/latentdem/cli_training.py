@@ -1,0 +1,134 @@
+"""Commands that train the packaged priors and draw what the objects prior is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentdem.cli import _fail, app
+
+TrainedPrior = Annotated[
+    Path, typer.Option("--output", "-o", help="The prior to write (safetensors).")
+]
+TrainingData = Annotated[
+    Path, typer.Option(help="Folder of the training pictures; fetched if missing.")
+]
+Checkpoints = Annotated[Path, typer.Option(help="Folder of the checkpoints.")]
+Views = Annotated[Path, typer.Option(help="Folder of the drawn views; drawn if missing.")]
+
+
+@app.command("train-prior")
+def train_prior(
+    output: TrainedPrior = Path("natural.safetensors"),
+    data: TrainingData = Path("data"),
+    runs: Checkpoints = Path("runs"),
+    autoencoder_minutes: Annotated[float, typer.Option(help="Minutes for the autoencoder.")] = 45,
+    diffusion_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 48,
+) -> None:
+    """Train the natural-image prior: an autoencoder, then a latent diffusion model.
+
+    The pictures come from Debian packages (listed with their hashes in the package) and are
+    fetched with apt-get. Killed or stopped, the same command goes on from the last checkpoint.
+    """
+    from latentdem.training.packaged import make_prior
+
+    try:
+        make_prior(
+            data,
+            runs,
+            output,
+            autoencoder_minutes=autoencoder_minutes,
+            diffusion_minutes=diffusion_minutes,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise _fail(str(error)) from None
+
+
+@app.command("train-kernel-prior")
+def train_kernel_prior(
+    output: TrainedPrior = Path("kernel.safetensors"),
+    data: TrainingData = Path("data"),
+    runs: Checkpoints = Path("runs"),
+    minutes: Annotated[float, typer.Option(help="Minutes on synthetic damage.")] = 7,
+    shards: Annotated[
+        int, typer.Option(help="Files of ten blind deblurrings each to learn from; 0 for none.")
+    ] = 60,
+    refine_minutes: Annotated[float, typer.Option(help="Minutes on both.")] = 15,
+) -> None:
+    """Train the plug-and-play denoiser of blur kernels.
+
+    First on synthetic kernels with synthetic damage, then on what the method itself, with that
+    first denoiser and the packaged image prior, answers on training photographs (half a minute a
+    shard). Killed or stopped, the same command goes on where it was.
+    """
+    from latentdem.training.packaged import make_kernel_prior
+
+    try:
+        make_kernel_prior(
+            data,
+            runs,
+            output,
+            minutes=minutes,
+            shards=shards,
+            refine_minutes=refine_minutes,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise _fail(str(error)) from None
+
+
+@app.command("train-objects-prior")
+def train_objects_prior(
+    output: TrainedPrior = Path("objects.safetensors"),
+    data: Views = Path("data/objects"),
+    runs: Checkpoints = Path("runs"),
+    autoencoder_minutes: Annotated[float, typer.Option(help="Minutes for the autoencoder.")] = 6,
+    denoiser_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 75,
+) -> None:
+    """Train the objects prior: draw 6,000 objects, then an autoencoder and the denoiser.
+
+    Needs pybullet (`pip install latentdem[objects]`): its software renderer draws the views, half a
+    minute a hundred objects. Killed or stopped, the same command goes on from the last checkpoint.
+    """
+    from latentdem.training.objects import make_objects_prior
+
+    try:
+        make_objects_prior(
+            data,
+            runs,
+            output,
+            autoencoder_minutes=autoencoder_minutes,
+            denoiser_minutes=denoiser_minutes,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise _fail(str(error)) from None
+
+
+@app.command("draw-objects")
+def draw_objects(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the views.")],
+    split: Annotated[str, typer.Option(help="**heldout** (203 objects) or **train**.")] = "heldout",
+    pictures: Annotated[
+        Path | None, typer.Option(help="Also write each object's first views here, as PNG.")
+    ] = None,
+) -> None:
+    """Draw views of the training or test objects with pybullet's CPU renderer.
+
+    Writes shards of RGBA views with their poses. With `--pictures`, each object's first four views
+    become files to try `latentdem reconstruct` on.
+    """
+    from latentdem.io import check_writable, to_pil
+    from latentdem.training.object_views import draw_split, read_shards
+
+    try:
+        check_writable(output)
+        draw_split(output, split)
+        if pictures is not None:
+            check_writable(pictures)
+            for names, shard in read_shards(output, split):
+                for name, images in zip(names, shard["images"], strict=True):
+                    for index, image in enumerate(images[:4]):
+                        to_pil(image.float() / 255).save(pictures / f"{name}-{index}.png")
+    except (ValueError, RuntimeError) as error:
+        raise _fail(str(error)) from None
