@@ -177,9 +177,7 @@ def reconstruct(
         current = sampled.poses
         evaluations += sampled.evaluations
         phases.begin("field")
-        fit = _fit_with_poses(
-            loaded, sampled, targets, score, options, fit, free, seed, phases.step
-        )
+        fit = fit_object(loaded, sampled, targets, score, options, fit, free, seed, phases.step)
         current = fit.poses[: len(loaded)]
         moved = _largest_turn(before, current)
         uncertainty = uncertainty.clamp(max=max(moved, 1.0))
