@@ -2,22 +2,27 @@
 
 ``epsilon_theta(z_t; I, phi)`` (Liu et al., ICCV 2023): z_t is the noisy latent of the wanted view,
 I a given view, phi the wanted pose relative to the given one.  The given view enters twice: its
-latent beside z_t, and an embedding by cross-attention.  Views are square, on a white ground.
+latent beside z_t, and an embedding by cross-attention.  The packaged prior sees it a third time, as
+it would look from the wanted pose if the object were a ball: a small model that need not learn
+what a rotation is learns the rest sooner.  Views are square, on a white ground.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from latentdem.operators.pose import camera_to_world
 from latentdem.priors.latent import ASSETS, LatentPrior, _config
 
 PACKAGED_OBJECTS = ASSETS / "objects.safetensors"
@@ -50,6 +55,55 @@ def pose_features(pose: Tensor) -> Tensor:
     elevation, azimuth, radius = pose.unbind(-1)
     azimuth = torch.deg2rad(azimuth)
     return torch.stack((torch.deg2rad(elevation), azimuth.sin(), azimuth.cos(), radius), -1)
+
+
+PROXIES = (0.25, 0.5)
+"""Radii of the balls that stand in for the object, in world units."""
+
+
+def warp_by_proxy(
+    latents: Tensor, source: Tensor, target: Tensor, fov: float, proxies: tuple[float, ...]
+) -> Tensor:
+    """A view's latents carried to another camera over balls about the origin.
+
+    Where a ray of the target camera meets the ball (or passes it most closely), the given latent
+    seen there is taken, faded out where the ball turns away from the given camera.
+
+    Args:
+        latents: ``[B,c,s,s]`` of the given views.
+        source: ``[B,3]``, their poses; the azimuth does not matter beside the target's.
+        target: ``[B,3]``.
+        fov: full angle of view in degrees.
+        proxies: radii of K balls.
+
+    Returns:
+        ``[B,K*(c+1),s,s]``: for each ball the latents, and the cosine of the angle at which the
+        given camera sees it.  Differentiable in latents and poses.
+    """
+    side = latents.shape[-1]
+    focal = 0.5 * side / math.tan(math.radians(fov / 2))
+    axis = (torch.arange(side).to(latents) + 0.5 - side / 2) / focal
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    rays = F.normalize(torch.stack((x, y, torch.ones_like(x)), -1).flatten(0, 1), dim=-1)
+    to, back = camera_to_world(target), camera_to_world(source)
+    direction = rays @ to[:, :3, :3].mT  # [B,s*s,3]
+    origin, eye = to[:, None, :3, 3], back[:, None, :3, 3]
+    nearest = -(origin * direction).sum(-1, keepdim=True)
+    miss = origin.square().sum(-1, keepdim=True) - nearest.square()  # squared distance of the ray
+    parts = []
+    for radius in proxies:
+        depth = nearest - (radius**2 - miss).clamp_min(1e-6).sqrt()
+        point = origin + depth * direction
+        toward = eye - point
+        facing = (F.normalize(point, dim=-1) * F.normalize(toward, dim=-1)).sum(-1, keepdim=True)
+        seen = -toward @ back[:, :3, :3]
+        grid = seen[..., :2] / seen[..., 2:].clamp_min(1e-3) * (2 * focal / side)
+        warped = F.grid_sample(
+            latents, grid.unflatten(1, (side, side)), padding_mode="border", align_corners=False
+        )
+        facing = facing.mT.unflatten(2, (side, side))
+        parts += [warped * torch.sigmoid(8 * facing), facing]
+    return torch.cat(parts, 1)
 
 
 class ViewEmbedder(nn.Module):
@@ -119,7 +173,8 @@ class ObjectsPrior:
     Args:
         autoencoder: diffusers autoencoder, as in :class:`~latentdem.priors.LatentPrior`.
         denoiser: ``UNet2DConditionModel`` on ``2c`` channels (noisy latent, given view's latent),
-            with the relative pose as projected class embedding and in its context.
+            with the relative pose as projected class embedding and in its context; more channels
+            are those of :func:`warp_by_proxy`.
         embedder: the given view's tokens.
         context: linear map of ``[token, pose features]`` to the context (Zero123's projection).
         alphas_cumprod: ``[T]``.
@@ -200,7 +255,7 @@ class ObjectsPrior:
         t = torch.as_tensor(timestep, device=noisy.device).expand(len(noisy))
         abar = self.alphas_cumprod[t][:, None, None, None]
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
-        output = self.velocity(noisy, t, given.latents, given.tokens, pose)
+        output = self.velocity(noisy, t, given, pose)
         if self.prediction_type == "v_prediction":
             return signal * noisy - noise * output, noise * noisy + signal * output
         if self.prediction_type == "epsilon":
@@ -208,13 +263,21 @@ class ObjectsPrior:
         return output, (noisy - signal * output) / noise
 
     def velocity(
-        self, noisy: Tensor, timesteps: Tensor, latents: Tensor, tokens: Tensor, pose: Tensor
+        self, noisy: Tensor, timesteps: Tensor, given: ViewEmbedding, pose: Tensor
     ) -> Tensor:
-        """The network's own output for batched arguments, what training compares."""
+        """The network's own output, arguments as in :meth:`predict`; what training compares."""
         features = pose_features(pose)
+        tokens = given.tokens
         repeated = features[:, None].expand(-1, tokens.shape[1], -1)
         context = self.context(torch.cat((tokens, repeated), -1))
-        x = torch.cat((noisy, latents), 1).contiguous(memory_format=torch.channels_last)
+        x = torch.cat((noisy, given.latents), 1)
+        if self.denoiser.config.in_channels > x.shape[1]:
+            source = torch.stack(
+                (given.elevation, torch.zeros_like(given.elevation), given.radius), -1
+            )
+            warped = warp_by_proxy(given.latents, source, source + pose, self.camera.fov, PROXIES)
+            x = torch.cat((x, warped), 1)
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.denoiser(x, timesteps, context, class_labels=features).sample
 
 

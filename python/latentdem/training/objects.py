@@ -8,6 +8,7 @@ of the pairs the given view is left out, so that the model knows the uncondition
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -23,9 +24,11 @@ from latentdem.operators.pose import relative_pose
 from latentdem.priors.latent import load_prior
 from latentdem.priors.objects import (
     POSE_FEATURES,
+    PROXIES,
     CameraModel,
     ObjectsPrior,
     ViewEmbedder,
+    ViewEmbedding,
     save_objects_prior,
 )
 from latentdem.training.autoencoder import (
@@ -45,6 +48,9 @@ LEFT_OUT = 0.08
 ENCODED_VIEWS = 12
 """Of each training object, the first ones: an epoch of all pairs is out of reach anyhow."""
 
+CAMERA_ERROR = (4.0, 0.0, 0.04)
+"""Deviation of the given view's elevation, azimuth and radius as the model is told them."""
+
 TARGETS = 3
 """Wanted views for each given one: its embedding is computed once for all."""
 
@@ -56,7 +62,7 @@ class ConditionalDenoiser(nn.Module):
         super().__init__()
         self.denoiser = UNet2DConditionModel(
             sample_size=LATENT_SIDE,
-            in_channels=2 * LATENT_CHANNELS,
+            in_channels=2 * LATENT_CHANNELS + len(PROXIES) * (LATENT_CHANNELS + 1),
             out_channels=LATENT_CHANNELS,
             block_out_channels=(64, 128, 192),
             layers_per_block=1,
@@ -70,6 +76,7 @@ class ConditionalDenoiser(nn.Module):
         )
         self.embedder = ViewEmbedder(LATENT_CHANNELS, LATENT_SIDE, TOKEN_WIDTH, layers=3)
         self.context = nn.Linear(TOKEN_WIDTH + POSE_FEATURES, TOKEN_WIDTH)
+        self.camera = CameraModel()
 
 
 def encode_views(folder: Path, split: str, autoencoder: AutoencoderKL, cache: Path) -> Path:
@@ -150,14 +157,18 @@ def pair_loss(
     targets = wanted.flatten(0, 1)
     shown = (~hidden).float()
     count = wanted.shape[1]
-    latents = given.repeat_interleave(count, 0) * shown[:, None, None, None]
-    context = tokens.repeat_interleave(count, 0) * shown[:, None, None]
+    own_camera = given_pose + torch.randn(given_pose.shape) * given_pose.new_tensor(CAMERA_ERROR)
+    view = ViewEmbedding(given, tokens, own_camera[:, 0], own_camera[:, 2])
+    view = view[torch.arange(len(given)).repeat_interleave(count)]
     output = ObjectsPrior.velocity(
         cast(ObjectsPrior, model),
         scheduler.add_noise(targets, noise, timesteps),
         timesteps,
-        latents,
-        context,
+        replace(
+            view,
+            latents=view.latents * shown[:, None, None, None],
+            tokens=view.tokens * shown[:, None, None],
+        ),
         pose * shown[:, None],
     )
     loss = F.mse_loss(output, scheduler.get_velocity(targets, noise, timesteps))
