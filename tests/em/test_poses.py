@@ -81,12 +81,13 @@ def test_same_result_every_time_and_alone(pair):
     again = estimate_poses(make_score())
     assert torch.equal(again.poses, estimate.poses)
     # A pose's loss does not depend on what else is scored, nor on further views.
-    relative = torch.tensor([[0.0, 30.0, 0.0], [5.0, 60.0, 0.1], [0.0, -90.0, 0.0]])
+    moved = torch.tensor([[0.0, 30.0, 2.5], [5.0, 60.0, 2.6], [0.0, -90.0, 2.5]])
+    still = torch.tensor([[0.0, 0.0, 2.5]])
     zero, one = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
-    together = score.losses(zero, one, relative)
-    alone = torch.cat([score.losses(zero[:1], one[:1], r[None]) for r in relative])
+    together = score.losses(zero, one, still.expand(3, 3), moved)
+    alone = torch.cat([score.losses(zero[:1], one[:1], still, pose[None]) for pose in moved])
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
-    with_third = make_score(views=3).losses(zero, one, relative)
+    with_third = make_score(views=3).losses(zero, one, still.expand(3, 3), moved)
     torch.testing.assert_close(with_third, together, rtol=1e-5, atol=1e-5)
 
 
@@ -125,14 +126,14 @@ def test_evidence_is_there_for_true_poses_only():
 
 
 def test_normal_equations_are_those_of_the_loss():
-    """Against autograd, for a residual that is linear in the difference of two poses."""
+    """Against autograd, for a residual that is linear in two poses."""
     generator = torch.Generator().manual_seed(1)
-    slopes = torch.randn(3, 7, generator=generator)
+    slopes = torch.randn(6, 7, generator=generator)
     poses = torch.randn(3, 3, generator=generator).requires_grad_()
     offset = torch.randn(7, generator=generator)
 
     def residual(p):
-        return (p[2] - p[0]) @ slopes + offset
+        return p[0] @ slopes[:3] + p[2] @ slopes[3:] + offset
 
     loss = 0.5 * residual(poses).square().sum()
     (gradient,) = torch.autograd.grad(loss, poses)
@@ -140,7 +141,7 @@ def test_normal_equations_are_those_of_the_loss():
         lambda p: 0.5 * residual(p.reshape(3, 3)).square().sum(), poses.detach().flatten()
     )
     system = NormalEquations.zero(3, offset)
-    system.add_relative(0, 2, slopes, residual(poses.detach()))
+    system.add_pair(0, 2, slopes, residual(poses.detach()))
     torch.testing.assert_close(system.gradient, gradient.flatten())
     torch.testing.assert_close(system.matrix, hessian)
 

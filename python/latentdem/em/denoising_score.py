@@ -27,14 +27,22 @@ _CHUNK = 32  # of the network's batch: larger ones leave the cache and are slowe
 
 @torch.no_grad()
 def predict_in_chunks(
-    prior: ObjectsPrior, noisy: Tensor, timesteps: Tensor, given: ViewEmbedding, index: Tensor,
-    poses: Tensor,
-) -> Tensor:  # fmt: skip
-    """``E[epsilon] [B,c,s,s]`` for ``noisy``, ``timesteps [B]``, given views ``index [B]``."""
-    parts = [
-        prior.predict(noisy[part], timesteps[part], given[index[part]], poses[part])[1]
-        for part in torch.arange(len(noisy), device=noisy.device).split(_CHUNK)
-    ]
+    prior: ObjectsPrior,
+    noisy: Tensor,
+    timesteps: Tensor,
+    given: ViewEmbedding,
+    source: Tensor,
+    target: Tensor,
+) -> Tensor:
+    """``E[epsilon] [B,c,s,s]`` of views at ``target``, given B views at ``source`` ``[B,3]``.
+
+    The given views' own elevations and radii are those of ``source``, not the embedder's.
+    """
+    relative = relative_pose(source, target)
+    parts = []
+    for part in torch.arange(len(noisy), device=noisy.device).split(_CHUNK):
+        views = replace(given[part], elevation=source[part, 0], radius=source[part, 2])
+        parts.append(prior.predict(noisy[part], timesteps[part], views, relative[part])[1])
     return torch.cat(parts)
 
 
@@ -60,15 +68,11 @@ class NormalEquations:
         """No loss."""
         return cls(like.new_zeros(3 * views, 3 * views), like.new_zeros(3 * views))
 
-    def add_relative(self, source: int, target: int, jacobian: Tensor, residual: Tensor) -> None:
-        """Add ``1/2 |residual|^2``, ``jacobian [3,D]`` in pose(target) - pose(source)."""
-        curvature, slope = jacobian @ jacobian.T, jacobian @ residual
-        ends = [(source, -1.0), (target, 1.0)]
-        for a, sign_a in ends:
-            self.gradient[3 * a : 3 * a + 3] += sign_a * slope
-            for b, sign_b in ends:
-                block = self.matrix[3 * a : 3 * a + 3, 3 * b : 3 * b + 3]
-                block += sign_a * sign_b * curvature
+    def add_pair(self, source: int, target: int, jacobian: Tensor, residual: Tensor) -> None:
+        """Add ``1/2 |residual|^2``, ``jacobian [6,D]`` in the poses of source, then target."""
+        index = torch.tensor([3 * v + k for v in (source, target) for k in range(3)])
+        self.matrix[index[:, None], index] += jacobian @ jacobian.T
+        self.gradient[index] += jacobian @ residual
 
     def add_view(self, view: int, jacobian: Tensor, residual: Tensor) -> None:
         """Add ``1/2 |residual|^2`` with slopes ``jacobian [3,D]`` in the pose of ``view``."""
@@ -133,25 +137,32 @@ class DenoisingScore:
         count = len(self.given)
         return [(i, j) for i in range(count) for j in range(count) if i != j]
 
-    def residuals(self, source: Tensor, target: Tensor, relative: Tensor) -> Tensor:
-        """Weighted residuals ``[B,L,c*s*s]`` of views ``target [B]`` given ``source [B]``."""
+    def residuals(
+        self, source: Tensor, target: Tensor, source_pose: Tensor, target_pose: Tensor
+    ) -> Tensor:
+        """Weighted residuals ``[B,L,c*s*s]`` of views ``target [B]`` given views ``source [B]``.
+
+        ``source_pose`` and ``target_pose`` are ``[B,3]``.
+        """
         batch, levels = len(source), len(self.timesteps)
-        noisy = self.noisy[target].flatten(0, 1)
         epsilon = predict_in_chunks(
             self.prior,
-            noisy,
+            self.noisy[target].flatten(0, 1),
             self.timesteps.repeat(batch),
-            self.given,
-            source.repeat_interleave(levels),
-            relative.repeat_interleave(levels, 0),
+            self.given[source.repeat_interleave(levels)],
+            source_pose.repeat_interleave(levels, 0),
+            target_pose.repeat_interleave(levels, 0),
         )
         self.evaluations += batch * levels
         errors = (epsilon.unflatten(0, (batch, levels)) - self.noise).flatten(2)
         return errors * self.scale[:, None]
 
-    def losses(self, source: Tensor, target: Tensor, relative: Tensor) -> Tensor:
-        """``[B]``: -log p(view target | view source, relative pose), up to a constant."""
-        return 0.5 * self.residuals(source, target, relative).square().sum((1, 2))
+    def losses(
+        self, source: Tensor, target: Tensor, source_pose: Tensor, target_pose: Tensor
+    ) -> Tensor:
+        """``[B]``: -log p(view target | view source, poses), up to a constant."""
+        residuals = self.residuals(source, target, source_pose, target_pose)
+        return 0.5 * residuals.square().sum((1, 2))
 
     def evidence(self, poses: Tensor) -> Tensor:
         """``[K,K]``: by how many nats view i at ``poses [K,3]`` explains view j, zero for i = j.
@@ -164,10 +175,11 @@ class DenoisingScore:
         if views < 2:
             return table
         source, target = torch.tensor(self.pairs(), device=poses.device).unbind(1)
-        relative = relative_pose(poses[source], poses[target])
         each = torch.arange(views, device=poses.device)
-        alone = self._unconditional().losses(each, each, torch.zeros_like(poses))
-        table[source, target] = alone[target] - self.losses(source, target, relative)
+        alone = self._unconditional().losses(each, each, poses, poses)
+        table[source, target] = alone[target] - self.losses(
+            source, target, poses[source], poses[target]
+        )
         return table
 
     def _unconditional(self) -> DenoisingScore:
@@ -179,9 +191,9 @@ class DenoisingScore:
     def joint(self, poses: Tensor) -> Tensor:
         """``[M]``: the loss of M hypotheses ``poses [M,K,3]``, all ordered pairs and the prior."""
         pairs = torch.tensor(self.pairs(), device=poses.device)
-        relative = relative_pose(poses[:, pairs[:, 0]], poses[:, pairs[:, 1]])
         source, target = pairs.repeat(len(poses), 1).unbind(1)
-        losses = self.losses(source, target, relative.flatten(0, 1))
+        ends = (poses[:, pairs[:, k]].flatten(0, 1) for k in (0, 1))
+        losses = self.losses(source, target, *ends)
         return losses.unflatten(0, (len(poses), -1)).sum(1) + self.prior_loss(poses)
 
     def prior_loss(self, poses: Tensor) -> Tensor:
@@ -195,20 +207,28 @@ class DenoisingScore:
         hypotheses, views = poses.shape[:2]
         pairs = self.pairs()
         index = torch.tensor(pairs, device=poses.device)
-        relative = relative_pose(poses[:, index[:, 0]], poses[:, index[:, 1]])  # [M,P,3]
-        probes = torch.cat((poses.new_zeros(1, 3), torch.diag(poses.new_tensor(PROBES))))
-        batch = (relative[:, :, None] + probes).flatten(0, 2)  # [M*P*4,3]
-        source, target = (index[:, k].repeat(hypotheses).repeat_interleave(4) for k in (0, 1))
-        residuals = self.residuals(source, target, batch).flatten(1)
-        residuals = residuals.unflatten(0, (hypotheses, len(pairs), 4))
+        # Where it is, the target's three probes, the source's elevation and radius; turning the
+        # source is turning the target back.
+        zero, steps = poses.new_zeros(1, 3), torch.diag(poses.new_tensor(PROBES))
+        moves = (
+            torch.cat((zero, zero.expand(3, 3), steps[::2])),
+            torch.cat((zero, steps, zero.expand(2, 3))),
+        )
+        ends = [
+            (poses[:, index[:, k]][:, :, None] + moves[k]).flatten(0, 2) for k in (0, 1)
+        ]  # [M*P*6,3]
+        source, target = (index[:, k].repeat(hypotheses).repeat_interleave(6) for k in (0, 1))
+        residuals = self.residuals(source, target, *ends).flatten(1)
+        residuals = residuals.unflatten(0, (hypotheses, len(pairs), 6))
         losses = 0.5 * residuals[:, :, 0].square().sum((1, 2)) + self.prior_loss(poses)
-        steps = poses.new_tensor(PROBES)[:, None]
+        widths = poses.new_tensor([*PROBES, *PROBES[::2]])[:, None]
         equations = []
         for m in range(hypotheses):
             system = NormalEquations.zero(views, poses)
             for p, (i, j) in enumerate(pairs):
-                here, moved = residuals[m, p, 0], residuals[m, p, 1:]
-                system.add_relative(i, j, (moved - here) / steps, here)
+                here = residuals[m, p, 0]
+                e, a, r, source_e, source_r = (residuals[m, p, 1:] - here) / widths
+                system.add_pair(i, j, torch.stack((source_e, -a, source_r, e, a, r)), here)
             self.add_prior(system, poses[m])
             equations.append(system)
         return losses, equations

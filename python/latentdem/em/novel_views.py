@@ -22,7 +22,7 @@ from latentdem.em.denoising_score import (
 from latentdem.em.poses import _MAX_ELEVATION, radius_limits, solve_step
 from latentdem.em.reconstruct_settings import SamplerSettings
 from latentdem.em.schedules import descending, takes_gradient
-from latentdem.operators.pose import camera_to_world, relative_pose, wrap_pose
+from latentdem.operators.pose import camera_to_world, wrap_pose
 from latentdem.priors.objects import ObjectsPrior, ViewEmbedding
 
 Callback = Callable[[int, int], None]
@@ -157,14 +157,14 @@ def sample_views(
     schedule = descending(first, steps)
     result = SampledViews(z, z, poses, poses.new_zeros(views))
     index = torch.arange(views, device=poses.device).repeat(count)
+    goals = targets.repeat_interleave(views, 0)
     for step, timestep in enumerate(schedule):
         abar = alphas[timestep]
         timesteps = torch.full((count * views,), timestep, device=poses.device)
         noisy = z.repeat_interleave(views, 0)
 
         def predict(moved: Tensor, noisy: Tensor = noisy, t: Tensor = timesteps) -> Tensor:
-            relative = relative_pose(moved, targets[:, None]).flatten(0, 1)
-            epsilon = predict_in_chunks(prior, noisy, t, given, index, relative)
+            epsilon = predict_in_chunks(prior, noisy, t, given[index], moved[index], goals)
             return epsilon.unflatten(0, (count, views))
 
         epsilon = predict(poses)  # [N,K,c,s,s]
@@ -183,11 +183,9 @@ def sample_views(
             turned = float((moved - poses)[:, 1].abs().max())
             poses = moved
         if settings.guidance != 1:
-            nothing = without_view(given)
-            no_pose = targets.new_zeros(count, 3)
-            free = predict_in_chunks(
-                prior, z, timesteps[:count], nothing, index[:1].expand(count), no_pose
-            )
+            nothing = without_view(given)[index[:1].expand(count)]
+            still = poses[:1].expand(count, 3)
+            free = predict_in_chunks(prior, z, timesteps[:count], nothing, still, still)
             result.evaluations += count
             fused = free + settings.guidance * (fused - free)
         z0 = (z - (1 - abar).sqrt() * fused) / abar.sqrt()

@@ -75,28 +75,26 @@ def score_grid(score: DenoisingScore, callback: Callback | None = None) -> tuple
     offsets = given.latents.new_tensor(settings.elevation_offsets)
     views, count = len(given), len(azimuths)
     table = given.latents.new_zeros(views, views, count)
+    # Both views' elevations are tried.
+    grid = torch.cartesian_prod(azimuths, offsets, offsets)  # [A*E*E,3]
     pairs = [(i, j) for i in range(views) for j in range(i + 1, views)]
     for done, (i, j) in enumerate(pairs):
-        grid_a = azimuths.repeat_interleave(len(offsets))
-        grid_e = (given.elevation[j] - given.elevation[i]) + offsets.repeat(count)
-        relative = torch.stack(
-            (grid_e, grid_a, (given.radius[j] - given.radius[i]).expand_as(grid_a)), -1
-        )
-        source = torch.full((len(relative),), i, device=relative.device)
+        poses = torch.zeros(len(grid), 2, 3).to(grid)
+        poses[:, :, 0] = given.elevation[[i, j]] + grid[:, 1:]
+        poses[:, 1, 1] = grid[:, 0]
+        poses[:, :, 2] = given.radius[[i, j]]
+        source = torch.full((len(grid),), i, device=grid.device)
         target = torch.full_like(source, j)
-        losses = score.losses(source, target, relative) + score.losses(target, source, -relative)
-        # An offset d costs least when both views' elevations share it: d^2 / (4 std^2).
-        losses = losses + grid_offsets_cost(offsets, settings.elevation_std).repeat(count)
+        first, second = poses.unbind(1)
+        losses = score.losses(source, target, first, second)
+        losses = losses + score.losses(target, source, second, first)
+        spread = score.elevation_std[[i, j]]
+        losses = losses + 0.5 * (grid[:, 1:] / spread).square().sum(1)
         table[i, j] = losses.unflatten(0, (count, -1)).amin(1)
         table[j, i] = table[i, j][(-torch.arange(count)) % count]
         if callback is not None:
             callback(done + 1, len(pairs))
     return azimuths, table
-
-
-def grid_offsets_cost(offsets: Tensor, std: float) -> Tensor:
-    """Prior loss of elevation-difference offsets ``[E]`` between two views of error ``std``."""
-    return offsets.square() / (4 * std**2)
 
 
 def combine(azimuths: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
