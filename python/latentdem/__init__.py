@@ -3,17 +3,34 @@
 >>> import latentdem
 >>> result = latentdem.deblur("blurred.jpg", kernel_size=25)  # doctest: +SKIP
 >>> result.image.shape, result.kernel.shape  # doctest: +SKIP
+>>> result = latentdem.reconstruct(["front.png", "side.png"])  # doctest: +SKIP
+>>> result.poses, result.mesh  # doctest: +SKIP
 """
 
-from latentdem.em import DeblurResult, PaperSettings, ProxSettings, deblur
+from latentdem.em import (
+    DeblurResult,
+    PaperSettings,
+    PoseSettings,
+    ProxSettings,
+    ReconstructResult,
+    ReconstructSettings,
+    SamplerSettings,
+    deblur,
+    reconstruct,
+)
 from latentdem.priors import LatentPrior, load_kernel_prior, load_prior
 
 __all__ = [
     "DeblurResult",
     "LatentPrior",
     "PaperSettings",
+    "PoseSettings",
     "ProxSettings",
+    "ReconstructResult",
+    "ReconstructSettings",
+    "SamplerSettings",
     "deblur",
     "load_kernel_prior",
     "load_prior",
+    "reconstruct",
 ]

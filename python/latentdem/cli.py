@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from latentdem.cli_common import console
+from latentdem.cli_common import fail as _fail
+from latentdem.cli_common import finished as _finished
+from latentdem.cli_common import progress_bar as _progress
+from latentdem.cli_objects import reconstruct
 
 app = typer.Typer(
     name="latentdem",
@@ -31,35 +27,13 @@ app = typer.Typer(
 Recover a sharp photograph *and* the motion blur that spoiled it, from the photograph alone:
 
 `latentdem deblur photo.jpg -o out`
+
+Recover camera poses and a 3D object from two or more pictures of it:
+
+`latentdem reconstruct front.png side.png -o out`
 """,
 )
-console = Console(stderr=True)
-
-
-def _fail(message: str) -> typer.Exit:
-    console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    return typer.Exit(1)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-def _finished(folder: Path, request: dict[str, Any]) -> bool:
-    """Whether ``folder`` holds the complete result of the same request."""
-    try:
-        report = json.loads((folder / "report.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(report, dict) and report.get("request") == request
+app.command()(reconstruct)
 
 
 def _output_folders(inputs: list[Path], output: Path) -> list[Path]:

@@ -46,7 +46,11 @@ class Views:
 
 
 def load_views(
-    inputs: Sequence[ImageLike], *, masks: Sequence[ImageLike] | None = None, size: int = 64
+    inputs: Sequence[ImageLike],
+    *,
+    masks: Sequence[ImageLike] | None = None,
+    size: int = 64,
+    at_least: int = 2,
 ) -> Views:
     """Read two or more views of one object and bring them to the prior's form.
 
@@ -62,9 +66,10 @@ def load_views(
         masks: one for each view, of its size; white is the object.  ``None`` among them leaves
             that view to its own alpha channel or border.
         size: S.
+        at_least: so many views; one is enough where its pose is known.
 
     Raises:
-        InputError: fewer than two views, identical views, views of different shapes, masks of
+        InputError: fewer views, identical views, views of different shapes, masks of
             another size or number, an empty mask, an object that cannot be told from its
             background.
 
@@ -78,7 +83,7 @@ def load_views(
     if single or isinstance(inputs, str | os.PathLike | Image.Image):
         raise InputError("views must be a list of two or more images, found one image")
     count = len(inputs)
-    if count < 2:
+    if count < at_least:
         raise InputError(
             f"at least two views of the object are needed, found {count}; add a picture from "
             "another side"

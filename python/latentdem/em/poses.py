@@ -1,0 +1,248 @@
+"""Relative poses of K views from the prior alone: a grid of azimuths, then Gauss-Newton.
+
+The loss of a pose has many valleys, so the search starts from a grid; all pairs of views count,
+in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentdem.em.denoising_score import DenoisingScore, NormalEquations
+from latentdem.operators.pose import wrap_degrees, wrap_pose
+
+_BEAM = 256  # partial hypotheses kept while views join one by one
+_STEP_LIMIT = (10.0, 15.0, 0.2)  # of one Gauss-Newton step: elevation, azimuth, radius
+_MAX_ELEVATION = 80.0  # near a pole the azimuth means nothing
+
+Callback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PoseEstimate:
+    """Poses of K views and how sure they are.
+
+    Args:
+        poses: ``[K,3]``; the first azimuth is zero.
+        uncertainty: ``[K]`` standard deviation of the azimuth in degrees, over the modes too.
+        std: ``[K,3]`` standard deviations within the best mode.
+        margin: by how many nats (over the temperature) the best mode beats the second; infinite
+            with one mode.
+        loss: of the best mode.
+        modes: ``[M,K,3]`` refined hypotheses, best first.
+        mode_losses: ``[M]``.
+        tables: azimuth grid ``[A]`` and losses ``[K,K,A]`` of (i, j) over azimuth j - azimuth i.
+    """
+
+    poses: Tensor
+    uncertainty: Tensor
+    std: Tensor
+    margin: float
+    loss: float
+    modes: Tensor
+    mode_losses: Tensor
+    tables: tuple[Tensor, Tensor] | None = None
+
+
+def radius_limits(camera_radius: tuple[float, float]) -> tuple[float, float]:
+    """The training range, a quarter of its width wider on both sides."""
+    low, high = camera_radius
+    return low - (high - low) / 4, high + (high - low) / 4
+
+
+def initial_poses(score: DenoisingScore, azimuths: Tensor) -> Tensor:
+    """``[...,K,3]``: the embedder's elevations and radii with ``azimuths [...,K]``."""
+    given = score.given
+    elevation = given.elevation.expand(azimuths.shape)
+    radius = given.radius.expand(azimuths.shape)
+    return torch.stack((elevation, wrap_degrees(azimuths), radius), -1)
+
+
+def score_grid(score: DenoisingScore, callback: Callback | None = None) -> tuple[Tensor, Tensor]:
+    """Losses of every pair of views over the azimuth grid, least over the elevation offsets.
+
+    Returns:
+        Azimuths ``[A]`` in degrees, and ``[K,K,A]``: entry (i, j, a) is the loss of
+        azimuth(j) - azimuth(i) = a, both directions added; (j, i) holds the mirror image.
+    """
+    settings, given = score.settings, score.given
+    azimuths = torch.arange(round(360 / settings.azimuth_step)) * settings.azimuth_step
+    azimuths = azimuths.to(given.latents)
+    offsets = given.latents.new_tensor(settings.elevation_offsets)
+    views, count = len(given), len(azimuths)
+    table = given.latents.new_zeros(views, views, count)
+    # Both views' elevations are tried.
+    grid = torch.cartesian_prod(azimuths, offsets, offsets)  # [A*E*E,3]
+    pairs = [(i, j) for i in range(views) for j in range(i + 1, views)]
+    for done, (i, j) in enumerate(pairs):
+        poses = torch.zeros(len(grid), 2, 3).to(grid)
+        poses[:, :, 0] = given.elevation[[i, j]] + grid[:, 1:]
+        poses[:, 1, 1] = grid[:, 0]
+        poses[:, :, 2] = given.radius[[i, j]]
+        source = torch.full((len(grid),), i, device=grid.device)
+        target = torch.full_like(source, j)
+        first, second = poses.unbind(1)
+        losses = score.losses(source, target, first, second)
+        losses = losses + score.losses(target, source, second, first)
+        spread = score.elevation_std[[i, j]]
+        losses = losses + 0.5 * (grid[:, 1:] / spread).square().sum(1)
+        table[i, j] = losses.unflatten(0, (count, -1)).amin(1)
+        table[j, i] = table[i, j][(-torch.arange(count)) % count]
+        if callback is not None:
+            callback(done + 1, len(pairs))
+    return azimuths, table
+
+
+def combine(azimuths: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Azimuths of all views from the pairs' tables, by beam search, view after view.
+
+    Exact for two views, and for three when the grid has at most 256 points.
+
+    Returns:
+        Hypotheses ``[B,K]`` as grid indices, best first (the first column is zero: the gauge),
+        and their losses ``[B]``.
+    """
+    views, count = len(table), len(azimuths)
+    hypotheses = torch.zeros(1, 1, dtype=torch.long, device=table.device)
+    losses = table.new_zeros(1)
+    for j in range(1, views):
+        candidates = torch.arange(count, device=table.device)
+        added = table.new_zeros(len(hypotheses), count)
+        for i in range(j):
+            difference = (candidates[None] - hypotheses[:, i, None]) % count
+            added += table[i, j][difference]
+        total = (losses[:, None] + added).flatten()
+        order = total.argsort(stable=True)[:_BEAM]
+        hypotheses = torch.cat((hypotheses[order // count], candidates[order % count][:, None]), 1)
+        losses = total[order]
+    return hypotheses, losses
+
+
+def separated(azimuths: Tensor, losses: Tensor, modes: int, separation: float) -> list[int]:
+    """Indices of the best ``modes`` of ``azimuths [B,K]`` (ordered by loss) that lie apart.
+
+    Two hypotheses lie apart if some view's azimuths differ by at least ``separation`` degrees.
+    """
+    kept: list[int] = []
+    for b in losses.argsort(stable=True).tolist():
+        gaps = [float(wrap_degrees(azimuths[b] - azimuths[k]).abs().max()) for k in kept]
+        if all(gap >= separation for gap in gaps):
+            kept.append(b)
+        if len(kept) == modes:
+            break
+    return kept
+
+
+def solve_step(system: NormalEquations, damping: float) -> Tensor:
+    """``[K,3]``: the damped Gauss-Newton step, first azimuth fixed, held to a trust region."""
+    matrix = system.matrix.clone()
+    matrix.diagonal().mul_(1 + damping)
+    gradient = system.gradient.clone()
+    matrix[1], matrix[:, 1], gradient[1] = 0, 0, 0  # the gauge
+    # A floor below which a coordinate is not observed: its step stays near zero.
+    matrix.diagonal().add_(1e-6)
+    step = -torch.linalg.solve(matrix, gradient).reshape(-1, 3)
+    limit = step.new_tensor(_STEP_LIMIT)
+    # One factor for all, so that the direction stays one of descent.
+    factor = (limit / step.abs().clamp_min(1e-12)).amin().clamp(max=1.0)
+    return factor * step
+
+
+def refine(
+    score: DenoisingScore, poses: Tensor, callback: Callback | None = None
+) -> tuple[Tensor, Tensor, list[NormalEquations]]:
+    """Levenberg-Marquardt on M hypotheses ``poses [M,K,3]`` at once.
+
+    Returns:
+        Poses ``[M,K,3]``, losses ``[M]`` (never above those at the start), and the normal
+        equations at the end.
+    """
+    limits = radius_limits(score.prior.camera.radius)
+    damping = [0.1] * len(poses)
+    losses, systems = score.linearize(poses)
+    for iteration in range(score.settings.iterations):
+        steps = torch.stack([solve_step(s, d) for s, d in zip(systems, damping, strict=True)])
+        trial = wrap_pose(poses + steps, elevation=_MAX_ELEVATION, radius=limits)
+        trial_losses, trial_systems = score.linearize(trial)
+        poses, losses = poses.clone(), losses.clone()
+        for m in range(len(poses)):
+            if trial_losses[m] < losses[m]:
+                poses[m], losses[m], systems[m] = trial[m], trial_losses[m], trial_systems[m]
+                damping[m] = max(damping[m] / 5, 1e-3)
+            else:
+                damping[m] *= 10
+        if callback is not None:
+            callback(iteration + 1, score.settings.iterations)
+    return poses, losses, systems
+
+
+def standard_deviations(system: NormalEquations) -> Tensor:
+    """``[K,3]`` from the inverse of the curvature; zero for the gauge, capped at a uniform law."""
+    free = [k for k in range(len(system.matrix)) if k != 1]
+    matrix = system.matrix[free][:, free]
+    matrix.diagonal().add_(1e-6)
+    variance = system.gradient.new_zeros(len(system.matrix))
+    variance[free] = torch.linalg.inv(matrix).diagonal().clamp_min(0)
+    std = variance.sqrt().reshape(-1, 3)
+    return torch.minimum(std, std.new_tensor([90.0, 104.0, 1.0]))
+
+
+def estimate_poses(
+    score: DenoisingScore,
+    *,
+    start: str = "grid",
+    seed: int = 0,
+    callback: Callable[[str, int, int], None] | None = None,
+) -> PoseEstimate:
+    """Poses of all views of ``score`` by grid (or from one random azimuth a view) and refinement.
+
+    ``callback(phase, done, total)`` is called after each pair of the grid and each iteration.
+
+    >>> estimate = estimate_poses(DenoisingScore(prior, given, settings, 0))  # doctest: +SKIP
+    >>> estimate.poses[1], estimate.margin  # doctest: +SKIP
+    """
+
+    def on(phase: str) -> Callback | None:
+        return None if callback is None else lambda done, total: callback(phase, done, total)
+
+    settings = score.settings
+    tables = None
+    if start == "grid":
+        azimuths, table = tables = score_grid(score, on("grid"))
+        hypotheses, losses = combine(azimuths, table)
+        angles = azimuths[hypotheses]
+        kept = separated(angles, losses, settings.modes, settings.separation)
+        first = initial_poses(score, angles[kept])
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        angles = 360 * torch.rand(1, len(score.given), generator=generator).to(
+            score.given.elevation
+        )
+        angles[:, 0] = 0
+        first = initial_poses(score, angles)
+    modes, mode_losses, systems = refine(score, first, on("refinement"))
+    # Two that have run into the same valley are one mode.
+    order = separated(modes[..., 1], mode_losses, len(modes), settings.separation / 2)
+    modes, mode_losses = modes[order], mode_losses[order]
+    std = standard_deviations(systems[order[0]])
+    return PoseEstimate(
+        poses=modes[0],
+        uncertainty=azimuth_uncertainty(modes, mode_losses, std),
+        std=std,
+        margin=float(mode_losses[1] - mode_losses[0]) if len(modes) > 1 else float("inf"),
+        loss=float(mode_losses[0]),
+        modes=modes,
+        mode_losses=mode_losses,
+        tables=tables,
+    )
+
+
+def azimuth_uncertainty(modes: Tensor, losses: Tensor, std: Tensor) -> Tensor:
+    """``[K]`` degrees: spread within the best of ``modes [M,K,3]`` and between them."""
+    shares = torch.softmax(-losses, 0)
+    gaps = wrap_degrees(modes[..., 1] - modes[0, :, 1])
+    return ((shares[:, None] * gaps.square()).sum(0) + std[:, 1].square()).sqrt()
