@@ -388,7 +388,9 @@ def run_objects_suite(
         _store(output, setup, records)
         if pictures is not None and drawn is not None:
             _picture(pictures, case, row, drawn)
-        console.print(f"{position:4d}/{len(plan)} {_line(records[-1])}", highlight=False)
+        console.print(
+            f"{position:4d}/{len(plan)} {_line(records[-1])}", highlight=False, soft_wrap=True
+        )
     document: dict[str, Any] = _store(output, setup, records)
     for subset, summary in document["summary"].items():
         console.print(summary_table(subset, summary))

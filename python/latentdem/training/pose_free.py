@@ -119,7 +119,19 @@ class PoseFreeNet(nn.Module):
             nn.GELU(),
             nn.Conv3d(32, 4 * 8, 1),
         )
+        self._start_smooth()
         self.pose = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 4))
+
+    @torch.no_grad()
+    def _start_smooth(self) -> None:
+        """Children of a voxel start alike, so that no checkerboard has to be unlearned."""
+        first, last = self.grow[0], self.grow[-1]
+        assert isinstance(first, nn.ConvTranspose3d) and isinstance(last, nn.Conv3d)
+        first.weight.copy_(first.weight[..., :1, :1, :1].expand_as(first.weight))
+        for value in (last.weight, last.bias):
+            assert value is not None
+            children = value.unflatten(0, (4, 8))
+            children.copy_(children[:, :1].expand_as(children))
 
     def forward(self, views: Tensor) -> tuple[list[RadianceField], Tensor]:
         """Fields and pose features of ``views [B,K,3,64,64]`` in [0, 1].
