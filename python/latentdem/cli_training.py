@@ -108,7 +108,9 @@ def train_objects_prior(
 @app.command("train-pose-free")
 def train_pose_free(
     output: TrainedPrior = Path("pose_free.safetensors"),
-    data: Views = Path("data/objects"),
+    data: Annotated[Path, typer.Option(help="Folder of the drawn training views.")] = Path(
+        "data/objects"
+    ),
     runs: Checkpoints = Path("runs"),
     minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 22,
 ) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from latentdem.operators.field import RadianceField
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.priors.objects import load_objects_prior
 from latentdem.training.object_views import on_white
 from latentdem.training.pose_free import load_pose_free
+
+if TYPE_CHECKING:
+    from latentdem.em.reconstruct_settings import ReconstructSettings
 
 ROWS = (
     "one view",
@@ -73,7 +77,11 @@ def _inputs(case: Case) -> list[Tensor]:
 
 
 def build_methods(
-    rows: list[str], *, prior: Path | None = None, regressor: Path | None = None
+    rows: list[str],
+    *,
+    prior: Path | None = None,
+    regressor: Path | None = None,
+    settings: ReconstructSettings | None = None,
 ) -> dict[str, Method]:
     """The methods called ``rows``.
 
@@ -82,6 +90,7 @@ def build_methods(
         prior: file of the objects prior; the packaged one by default.
         regressor: what :func:`latentdem.training.pose_free.make_pose_free` wrote, for the row
             ``feed-forward``.
+        settings: of the row ``grid + EM + rendering``; the others leave steps out of it.
 
     Raises:
         ValueError: an unknown row, or ``feed-forward`` without a regressor.
@@ -96,7 +105,7 @@ def build_methods(
             raise ValueError("the row 'feed-forward' needs a regressor (latentdem train-pose-free)")
         methods["feed-forward"] = _feed_forward(regressor)
     if rows != ["feed-forward"]:
-        methods |= _diffusion_methods(prior)
+        methods |= _diffusion_methods(prior, settings)
     return {row: methods[row] for row in ROWS if row in rows}
 
 
@@ -110,25 +119,27 @@ def _feed_forward(path: Path) -> Method:
     return run
 
 
-def _diffusion_methods(path: Path | None) -> dict[str, Method]:
+def _diffusion_methods(
+    path: Path | None, settings: ReconstructSettings | None
+) -> dict[str, Method]:
     from latentdem.em.novel_views import sample_views
     from latentdem.em.reconstruct import reconstruct
     from latentdem.em.reconstruct_settings import ReconstructSettings
 
     prior = load_objects_prior(path)
-    full = ReconstructSettings()
+    full = settings or ReconstructSettings()
 
     def solve(
-        case: Case, views: int, poses: Tensor | None, settings: ReconstructSettings
+        case: Case, views: int, poses: Tensor | None, options: ReconstructSettings
     ) -> Outcome:
         result = reconstruct(
-            _inputs(case)[:views], prior=prior, poses=poses, seed=case.seed, settings=settings
+            _inputs(case)[:views], prior=prior, poses=poses, seed=case.seed, settings=options
         )
 
         @torch.no_grad()
         def novel(wanted: Tensor) -> Tensor:
             given = prior.embed(result.views.images)
-            sampler = settings.sampler
+            sampler = options.sampler
             found = sample_views(
                 prior, given, result.poses, wanted, settings=sampler, seed=case.seed
             )
@@ -136,8 +147,8 @@ def _diffusion_methods(path: Path | None) -> dict[str, Method]:
 
         return Outcome(result.poses, result.field, novel)
 
-    def free(settings: ReconstructSettings) -> Method:
-        return lambda case: solve(case, len(case.inputs), None, settings)
+    def free(options: ReconstructSettings) -> Method:
+        return lambda case: solve(case, len(case.inputs), None, options)
 
     def one_view(case: Case) -> Outcome:
         """Zero123's way: the first view alone conditions every sample the field is fitted to."""

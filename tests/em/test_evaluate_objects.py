@@ -23,7 +23,7 @@ from latentdem.evaluate_objects import (
     turn_about_z,
 )
 from latentdem.metrics import psnr, silhouette_iou, structural_similarity
-from latentdem.operators.field import RadianceField
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.training.object_views import on_white
 
 QUIET = Console(quiet=True)

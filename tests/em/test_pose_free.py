@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentdem.operators.field import RadianceField
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.priors.objects import CameraModel
 from latentdem.training.object_views import on_white
 from latentdem.training.pose_free import (

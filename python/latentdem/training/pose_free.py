@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latentdem.operators.field import RadianceField
 from latentdem.operators.pose import wrap_degrees
+from latentdem.operators.radiance_field import RadianceField
 from latentdem.priors.objects import CameraModel
 from latentdem.training.common import TrainingPlan, train
 from latentdem.training.object_views import on_white, read_shards
@@ -54,6 +54,12 @@ class PoseFreeResult:
 
     poses: Tensor
     field: RadianceField
+
+
+def object_color(views: Tensor) -> Tensor:
+    """Mean colour ``[B,3]`` of what is not white in ``views [B,K,3,s,s]``; black if all is."""
+    weight = (views.amin(2, keepdim=True) < 0.95).float()
+    return (views * weight).sum((1, 3, 4)) / weight.sum((1, 3, 4)).clamp_min(1)
 
 
 class PoseFreeNet(nn.Module):
@@ -157,7 +163,8 @@ class PoseFreeNet(nn.Module):
         raw = raw.reshape(batch, 4, side, side, side)
         extent = MARGIN * self.camera.extent
         density = DENSITY_GAIN / extent * F.softplus(raw[:, :1] + DENSITY_START)
-        color = raw[:, 1:].sigmoid()
+        start = torch.logit(object_color(views), eps=0.02)[..., None, None, None]
+        color = (raw[:, 1:] + start).sigmoid()
         return [RadianceField(d, c, extent) for d, c in zip(density, color)], pose
 
     def poses(self, features: Tensor) -> Tensor:
