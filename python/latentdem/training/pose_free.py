@@ -163,6 +163,9 @@ class PoseFreeNet(nn.Module):
         raw = raw.reshape(batch, 4, side, side, side)
         extent = MARGIN * self.camera.extent
         density = DENSITY_GAIN / extent * F.softplus(raw[:, :1] + DENSITY_START)
+        axis = torch.linspace(-MARGIN, MARGIN, side).square().to(raw)
+        inside = axis[:, None, None] + axis[:, None] + axis < MARGIN**2
+        density = density * inside  # nothing is beyond the ball
         start = torch.logit(object_color(views), eps=0.02)[..., None, None, None]
         color = (raw[:, 1:] + start).sigmoid()
         return [RadianceField(d, c, extent) for d, c in zip(density, color)], pose
