@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check evaluate clean
+.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check evaluate clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,11 @@ build: $(VENV)/.installed  ## Build the native module and install everything int
 demo: build  ## Deblur a packaged photograph with real motion blur into out/demo
 	$(BIN)/latentdem deblur python/examples/licenseplate_motion.jpg -o out/demo --force $(DEMO_FLAGS)
 	@echo "Look at out/demo/comparison.png"
+
+demo-objects: build  ## Poses, novel views and a mesh from two packaged pictures, in out/demo-objects
+	$(BIN)/latentdem reconstruct python/examples/object_front.png python/examples/object_side.png \
+	  -o out/demo-objects --force
+	@echo "Look at out/demo-objects/novel_views.png and turntable.webp; mesh.glb opens in any viewer"
 
 test: build  ## Run the whole test suite
 	$(BIN)/python -m pytest

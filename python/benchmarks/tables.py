@@ -147,6 +147,44 @@ def cuda_table() -> str:
     return "\n".join([*lines, "", *(f"- {text}" for text in document["assumptions"])])
 
 
+def objects_table() -> str:
+    """Pose-free reconstruction: every row of the suite, by subset."""
+    document = _load("quality_objects")
+    if document is None:
+        return "Not measured yet: `latentdem evaluate --suite objects`."
+    lines: list[str] = []
+    for subset, rows in document["summary"].items():
+        cases = max(row["cases"] for row in rows.values())
+        if lines:
+            lines.append("")
+        lines += [
+            f"**{subset}** ({cases} cases)",
+            "",
+            "| method | rotation, median | < 5° | < 15° | < 30° | radius | PSNR | sampled | SSIM "
+            "| IoU | chamfer | s | MB |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for name, row in rows.items():
+            cells = [
+                _cell(row["rotation_median"], ".1f", "°"),
+                *(_cell(row.get(f"below_{limit}"), ".0%") for limit in (5, 15, 30)),
+                _cell(row["radius"], ".3f"),
+                _cell(row["psnr"], ".2f", " dB"),
+                _cell(row["psnr_sampled"], ".2f", " dB"),
+                _cell(row["ssim"], ".3f"),
+                _cell(row["iou"], ".3f"),
+                _cell(row["chamfer"], ".4f"),
+                _cell(row["seconds"], ".1f"),
+                _cell(row["peak_mb"], ".0f"),
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else format(value, form) + unit
+
+
 DOCUMENTS = {
     ROOT / "README.md": {"quality": quality_table, "speed": speed_table},
     ROOT / "latentdem_ext" / "PERFORMANCE.md": {
@@ -154,6 +192,7 @@ DOCUMENTS = {
         "transforms": transforms_table,
     },
     ROOT / "csrc" / "README.md": {"cuda": cuda_table},
+    ROOT / "python" / "README.md": {"quality_objects": objects_table},
 }
 
 

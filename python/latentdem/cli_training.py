@@ -105,10 +105,31 @@ def train_objects_prior(
         raise _fail(str(error)) from None
 
 
+@app.command("train-pose-free")
+def train_pose_free(
+    output: TrainedPrior = Path("pose_free.safetensors"),
+    data: Annotated[Path, typer.Option(help="Folder of the drawn training views.")] = Path(
+        "data/objects"
+    ),
+    runs: Checkpoints = Path("runs"),
+    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 22,
+) -> None:
+    """Train the feed-forward regressor that the objects suite compares with.
+
+    It sees the same views as the objects prior. Killed or stopped, the same command goes on.
+    """
+    from latentdem.training.pose_free import make_pose_free
+
+    try:
+        make_pose_free(data, runs, output, minutes=minutes)
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        raise _fail(str(error)) from None
+
+
 @app.command("draw-objects")
 def draw_objects(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the views.")],
-    split: Annotated[str, typer.Option(help="**heldout** (203 objects) or **train**.")] = "heldout",
+    split: Annotated[str, typer.Option(help="**heldout** (204 objects) or **train**.")] = "heldout",
     pictures: Annotated[
         Path | None, typer.Option(help="Also write each object's first views here, as PNG.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Figures of merit of blind deblurring: shift-aligned PSNR and kernel similarity."""
+"""Figures of merit: shift-aligned PSNR, kernel similarity, structural similarity, silhouettes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,27 @@ def maximum_normalized_correlation(kernel: Tensor, truth: Tensor) -> Tensor:
     correlation = torch.fft.irfft2(a * b.conj(), s=(height, width))
     norms = kernel.double().flatten(1).norm(dim=1) * truth.double().flatten(1).norm(dim=1)
     return (correlation.amax((1, 2, 3)) / norms.clamp_min(1e-30)).clamp(0, 1)
+
+
+def structural_similarity(image: Tensor, truth: Tensor) -> Tensor:
+    """SSIM ``[B]`` of images ``[B,C,H,W]`` in [0, 1], scikit-image's 7 x 7 windows."""
+    from skimage.metrics import structural_similarity as ssim
+
+    pairs = zip(image.clamp(0, 1).cpu().numpy(), truth.cpu().numpy(), strict=True)
+    return torch.tensor([ssim(a, b, channel_axis=0, data_range=1.0) for a, b in pairs])
+
+
+def silhouette_iou(opacity: Tensor, mask: Tensor) -> Tensor:
+    """Intersection over union ``[B]`` of silhouettes ``[B,1,H,W]``, opaque above one half.
+
+    >>> import torch
+    >>> silhouette_iou(torch.tensor([[[[1.0, 1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0, 1.0]]]]))
+    tensor([0.3333])
+    """
+    a, b = opacity > 0.5, mask > 0.5
+    union = (a | b).flatten(1).sum(1)
+    # Two empty silhouettes agree.
+    return torch.where(union > 0, (a & b).flatten(1).sum(1) / union.clamp_min(1), 1.0)
 
 
 def translate(image: Tensor, dy: float, dx: float) -> Tensor:

@@ -196,7 +196,7 @@ def train_denoiser(
         given, given_pose, wanted, wanted_pose = sampler.batch(8)
         count = wanted.shape[0] * wanted.shape[1]
         # Poses are decided at high noise; near t = 0 the latent itself says nearly all.
-        share = torch.from_numpy(sampler.rng.random(count)) ** 0.75
+        share = torch.from_numpy(sampler.rng.random(count)) ** 0.5
         velocity, own = pair_loss(
             cast(ConditionalDenoiser, model),
             standardise(given),
@@ -208,7 +208,7 @@ def train_denoiser(
             torch.from_numpy(sampler.rng.random(count) < LEFT_OUT),
             camera,
         )
-        return velocity + 0.1 * own
+        return velocity + 0.3 * own
 
     def report(ema: nn.Module) -> str:
         test.rng = np.random.default_rng(33)

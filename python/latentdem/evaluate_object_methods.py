@@ -1,0 +1,167 @@
+"""The rows of the objects suite: one function each, from a case to poses and a field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentdem.operators.radiance_field import RadianceField
+from latentdem.priors.objects import load_objects_prior
+from latentdem.training.object_views import on_white
+from latentdem.training.pose_free import load_pose_free
+
+if TYPE_CHECKING:
+    from latentdem.em.reconstruct_settings import ReconstructSettings
+
+ROWS = (
+    "one view",
+    "feed-forward",
+    "random start",
+    "grid",
+    "grid + EM",
+    "grid + EM + rendering",
+    "true poses",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Views of one held-out object; azimuths count from the first input view.
+
+    Args:
+        name: of the object.
+        seed: chose the views, and seeds the method.
+        inputs: ``[K,4,s,s]`` RGBA uint8.
+        poses: ``[K,3]`` of the inputs, known to the row ``true poses`` alone.
+        unseen: ``[M,4,s,s]`` RGBA uint8.
+        unseen_poses: ``[M,3]``.
+        surface: ``[P,3]`` points on the object, turned like the poses; empty if not known.
+    """
+
+    name: str
+    seed: int
+    inputs: Tensor
+    poses: Tensor
+    unseen: Tensor
+    unseen_poses: Tensor
+    surface: Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method makes of a case.
+
+    Args:
+        poses: ``[k,3]``, k = K, or 1 where only the first view was used.
+        field: the object.
+        novel: draws views ``[N,3,s,s]`` at poses ``[N,3]`` other than by the field (the diffusion
+            model's own samples), where the method can.
+    """
+
+    poses: Tensor
+    field: RadianceField
+    novel: Callable[[Tensor], Tensor] | None = None
+
+
+Method = Callable[[Case], Outcome]
+
+
+def _inputs(case: Case) -> list[Tensor]:
+    """What a user would hand over: cut-out pictures."""
+    return [image.float() / 255 for image in case.inputs]
+
+
+def build_methods(
+    rows: list[str],
+    *,
+    prior: Path | None = None,
+    regressor: Path | None = None,
+    settings: ReconstructSettings | None = None,
+) -> dict[str, Method]:
+    """The methods called ``rows``.
+
+    Args:
+        rows: among :data:`ROWS`.
+        prior: file of the objects prior; the packaged one by default.
+        regressor: what :func:`latentdem.training.pose_free.make_pose_free` wrote, for the row
+            ``feed-forward``.
+        settings: of the row ``grid + EM + rendering``; the others leave steps out of it.
+
+    Raises:
+        ValueError: an unknown row, or ``feed-forward`` without a regressor.
+        FileNotFoundError: no such prior or regressor.
+    """
+    unknown = [row for row in rows if row not in ROWS]
+    if unknown or not rows:
+        raise ValueError(f"rows must be among {', '.join(ROWS)}, found {', '.join(unknown)!r}")
+    methods: dict[str, Method] = {}
+    if "feed-forward" in rows:
+        if regressor is None:
+            raise ValueError("the row 'feed-forward' needs a regressor (latentdem train-pose-free)")
+        methods["feed-forward"] = _feed_forward(regressor)
+    if rows != ["feed-forward"]:
+        methods |= _diffusion_methods(prior, settings)
+    return {row: methods[row] for row in ROWS if row in rows}
+
+
+def _feed_forward(path: Path) -> Method:
+    net = load_pose_free(path)
+
+    def run(case: Case) -> Outcome:
+        result = net.reconstruct(on_white(case.inputs))
+        return Outcome(result.poses, result.field)
+
+    return run
+
+
+def _diffusion_methods(
+    path: Path | None, settings: ReconstructSettings | None
+) -> dict[str, Method]:
+    from latentdem.em.novel_views import sample_views
+    from latentdem.em.reconstruct import reconstruct
+    from latentdem.em.reconstruct_settings import ReconstructSettings
+
+    prior = load_objects_prior(path)
+    full = settings or ReconstructSettings()
+
+    def solve(
+        case: Case, views: int, poses: Tensor | None, options: ReconstructSettings
+    ) -> Outcome:
+        result = reconstruct(
+            _inputs(case)[:views], prior=prior, poses=poses, seed=case.seed, settings=options
+        )
+
+        @torch.no_grad()
+        def novel(wanted: Tensor) -> Tensor:
+            given = prior.embed(result.views.images)
+            sampler = options.sampler
+            found = sample_views(
+                prior, given, result.poses, wanted, settings=sampler, seed=case.seed
+            )
+            return found.views
+
+        return Outcome(result.poses, result.field, novel)
+
+    def free(options: ReconstructSettings) -> Method:
+        return lambda case: solve(case, len(case.inputs), None, options)
+
+    def one_view(case: Case) -> Outcome:
+        """Zero123's way: the first view alone conditions every sample the field is fitted to."""
+        with torch.no_grad():
+            given = prior.embed(on_white(case.inputs[:1]))
+        pose = torch.stack((given.elevation, torch.zeros_like(given.radius), given.radius), 1)
+        return solve(case, 1, pose, full)
+
+    return {
+        "one view": one_view,
+        "random start": free(replace(full, start="random")),
+        "grid": free(replace(full, m_step=False, rendering=False)),
+        "grid + EM": free(replace(full, rendering=False)),
+        "grid + EM + rendering": free(full),
+        "true poses": lambda case: solve(case, len(case.inputs), case.poses, full),
+    }
