@@ -13,6 +13,7 @@ from latentdem.em.poses import (
     refine,
     score_grid,
     separated,
+    settle_elevations,
     solve_step,
 )
 from latentdem.em.reconstruct_settings import PoseSettings
@@ -52,6 +53,15 @@ def test_refinement_comes_within_a_few_degrees(pair):
     assert estimate.margin > 1
     assert 0 < float(estimate.uncertainty[1]) < 6
     assert float(estimate.uncertainty[0]) == 0
+
+
+def test_elevations_are_settled_far_from_the_embedders():
+    score = make_score(bias=20.0)
+    start = initial_poses(score, torch.tensor([[0.0, 60.0]]))
+    settled = settle_elevations(score, start)
+    assert float(score.joint(settled)[0]) < float(score.joint(start)[0])
+    gap = float(settled[0, 1, 0] - settled[0, 0, 0])
+    assert abs(gap - (-10)) <= 10 < abs(float(start[0, 1, 0] - start[0, 0, 0]) - (-10))
 
 
 def test_refinement_never_climbs():
@@ -174,7 +184,6 @@ def test_two_equal_modes_are_uncertain_by_half_their_distance():
         ({"levels": (0.5, 1.2)}, "levels must lie between 0 and 1"),
         ({"levels": ()}, "levels must lie between 0 and 1"),
         ({"modes": 0}, "modes must be positive, found 0"),
-        ({"elevation_offsets": ()}, "elevation_offsets must not be empty"),
     ],
 )
 def test_bad_settings(options, message):

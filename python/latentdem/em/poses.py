@@ -63,38 +63,46 @@ def initial_poses(score: DenoisingScore, azimuths: Tensor) -> Tensor:
 
 
 def score_grid(score: DenoisingScore, callback: Callback | None = None) -> tuple[Tensor, Tensor]:
-    """Losses of every pair of views over the azimuth grid, least over the elevation offsets.
+    """Losses of every pair of views over the azimuth grid, at the embedder's elevations.
 
     Returns:
         Azimuths ``[A]`` in degrees, and ``[K,K,A]``: entry (i, j, a) is the loss of
         azimuth(j) - azimuth(i) = a, both directions added; (j, i) holds the mirror image.
     """
-    settings, given = score.settings, score.given
-    azimuths = torch.arange(round(360 / settings.azimuth_step)) * settings.azimuth_step
-    azimuths = azimuths.to(given.latents)
-    offsets = given.latents.new_tensor(settings.elevation_offsets)
+    given = score.given
+    azimuths = torch.arange(round(360 / score.settings.azimuth_step)).to(given.latents)
+    azimuths = azimuths * score.settings.azimuth_step
     views, count = len(given), len(azimuths)
     table = given.latents.new_zeros(views, views, count)
-    # Both views' elevations are tried.
-    grid = torch.cartesian_prod(azimuths, offsets, offsets)  # [A*E*E,3]
     pairs = [(i, j) for i in range(views) for j in range(i + 1, views)]
     for done, (i, j) in enumerate(pairs):
-        poses = torch.zeros(len(grid), 2, 3).to(grid)
-        poses[:, :, 0] = given.elevation[[i, j]] + grid[:, 1:]
-        poses[:, 1, 1] = grid[:, 0]
-        poses[:, :, 2] = given.radius[[i, j]]
-        source = torch.full((len(grid),), i, device=grid.device)
+        angles = torch.zeros(count, views).to(azimuths)
+        angles[:, j] = azimuths
+        poses = initial_poses(score, angles)
+        source = torch.full((count,), i, device=azimuths.device)
         target = torch.full_like(source, j)
-        first, second = poses.unbind(1)
-        losses = score.losses(source, target, first, second)
-        losses = losses + score.losses(target, source, second, first)
-        spread = score.elevation_std[[i, j]]
-        losses = losses + 0.5 * (grid[:, 1:] / spread).square().sum(1)
-        table[i, j] = losses.unflatten(0, (count, -1)).amin(1)
+        table[i, j] = score.losses(source, target, poses[:, i], poses[:, j])
+        table[i, j] += score.losses(target, source, poses[:, j], poses[:, i])
         table[j, i] = table[i, j][(-torch.arange(count)) % count]
         if callback is not None:
             callback(done + 1, len(pairs))
     return azimuths, table
+
+
+def settle_elevations(score: DenoisingScore, poses: Tensor) -> Tensor:
+    """Try other elevations for each view of M hypotheses ``poses [M,K,3]``, view after view.
+
+    The embedder sees an elevation only roughly, and Gauss-Newton does not reach far.
+    """
+    offsets = poses.new_tensor((0.0, *score.settings.elevation_offsets))
+    low, high = score.prior.camera.elevation
+    for k in reversed(range(poses.shape[1])):
+        trials = poses[:, None].repeat(1, len(offsets), 1, 1)  # [M,E,K,3]
+        # Within the range that the prior knows; what lies beyond becomes the border.
+        trials[:, 1:, k, 0] = (trials[:, 1:, k, 0] + offsets[1:]).clamp(low, high)
+        losses = score.joint(trials.flatten(0, 1)).unflatten(0, trials.shape[:2])
+        poses = trials[torch.arange(len(poses)), losses.argmin(1)]
+    return poses
 
 
 def combine(azimuths: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,14 +224,14 @@ def estimate_poses(
         hypotheses, losses = combine(azimuths, table)
         angles = azimuths[hypotheses]
         kept = separated(angles, losses, settings.modes, settings.separation)
-        first = initial_poses(score, angles[kept])
+        first = settle_elevations(score, initial_poses(score, angles[kept]))
     else:
         generator = torch.Generator().manual_seed(seed)
         angles = 360 * torch.rand(1, len(score.given), generator=generator).to(
             score.given.elevation
         )
         angles[:, 0] = 0
-        first = initial_poses(score, angles)
+        first = settle_elevations(score, initial_poses(score, angles))
     modes, mode_losses, systems = refine(score, first, on("refinement"))
     # Two that have run into the same valley are one mode.
     order = separated(modes[..., 1], mode_losses, len(modes), settings.separation / 2)

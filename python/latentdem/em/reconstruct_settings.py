@@ -15,9 +15,9 @@ class PoseSettings:
 
     azimuth_step: float = 15.0
     """Spacing of the azimuth grid in degrees; divides 360."""
-    elevation_offsets: tuple[float, ...] = (0.0,)
-    """Elevation differences that the grid tries, around the embedder's own."""
-    levels: tuple[float, ...] = (0.3, 0.45, 0.6, 0.75)
+    elevation_offsets: tuple[float, ...] = (-20.0, -10.0, 10.0, 20.0)
+    """Other elevations that are tried for each view, against the embedder's, in degrees."""
+    levels: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)
     """Noise levels t / T of the denoising loss."""
     noises: int = 1
     """Noise draws a level, the same for all poses."""
@@ -25,14 +25,14 @@ class PoseSettings:
     """Best grid points, well separated, that are refined."""
     separation: float = 30.0
     """Least distance in azimuth between two of them, degrees."""
-    iterations: int = 4
+    iterations: int = 3
     """Gauss-Newton steps of the refinement."""
-    temperature: float = 8.0
+    temperature: float = 6.0
     """What the log-likelihood is divided by: the loss's 2,000 residuals are not independent, and
     the network is not exact.  Scales the reported uncertainties."""
-    elevation_std: float = 6.0
+    elevation_std: float = 15.0
     """Error of the embedder's elevations, degrees: a Gaussian prior of the search."""
-    radius_std: float = 0.1
+    radius_std: float = 0.2
     """The same of its radii, world units."""
 
     def __post_init__(self) -> None:
@@ -41,7 +41,6 @@ class PoseSettings:
             "azimuth_step must divide 360",
             self.azimuth_step,
         )
-        _check(len(self.elevation_offsets) > 0, "elevation_offsets must not be empty", ())
         _check(
             len(self.levels) > 0 and all(0 < level < 1 for level in self.levels),
             "levels must lie between 0 and 1",
