@@ -18,11 +18,18 @@ from latentdem.em import (
     deblur,
     reconstruct,
 )
-from latentdem.priors import LatentPrior, load_kernel_prior, load_prior
+from latentdem.priors import (
+    LatentPrior,
+    ObjectsPrior,
+    load_kernel_prior,
+    load_objects_prior,
+    load_prior,
+)
 
 __all__ = [
     "DeblurResult",
     "LatentPrior",
+    "ObjectsPrior",
     "PaperSettings",
     "PoseSettings",
     "ProxSettings",
@@ -31,6 +38,7 @@ __all__ = [
     "SamplerSettings",
     "deblur",
     "load_kernel_prior",
+    "load_objects_prior",
     "load_prior",
     "reconstruct",
 ]

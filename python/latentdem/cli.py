@@ -264,10 +264,10 @@ def info() -> None:
     """Show versions, the native build and the packaged priors."""
     import latentdem_ext as ext
     from latentdem.em.driver import versions
-    from latentdem.priors import kernel, latent
+    from latentdem.priors import kernel, latent, objects
 
     facts: dict[str, Any] = versions() | {f"native {k}": v for k, v in ext.build_info().items()}
-    for path in (latent.PACKAGED, kernel.PACKAGED):
+    for path in (latent.PACKAGED, kernel.PACKAGED, objects.PACKAGED_OBJECTS):
         facts[path.name] = f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else "missing"
     for name, value in facts.items():
         typer.echo(f"{name:24} {value}")

@@ -195,6 +195,23 @@ def save_prior(
     partial.replace(path)
 
 
+def read_weights(path: Path, command: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and float32 tensors of a safetensors file; ``command`` would make one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not safetensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no prior at {path}; train one with: latentdem {command}")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
+            return handle.metadata() or {}, tensors
+    except Exception as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
 def _config(text: str) -> dict[str, Any]:
     """Constructor arguments; diffusers' private entries (``_class_name`` ...) are left out."""
     return {k: v for k, v in json.loads(text).items() if not k.startswith("_")}
@@ -210,14 +227,7 @@ def load_prior(path: Path | str | None = None) -> LatentPrior:
         ValueError: not a prior of this package.
     """
     path = PACKAGED if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no prior at {path}; train one with: latentdem train-prior")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    metadata, tensors = read_weights(path, "train-prior")
     if "autoencoder" not in metadata or "denoiser" not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not a prior of latentdem")
     autoencoder = AutoencoderKL(**_config(metadata["autoencoder"]))

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdem.operators.pose import camera_to_world
-from latentdem.priors.latent import ASSETS, LatentPrior, _config
+from latentdem.priors.latent import ASSETS, LatentPrior, _config, read_weights
 
 PACKAGED_OBJECTS = ASSETS / "objects.safetensors"
 POSE_FEATURES = 4
@@ -319,16 +318,7 @@ def load_objects_prior(path: Path | str | None = None) -> ObjectsPrior:
         ValueError: not an objects prior of this package.
     """
     path = PACKAGED_OBJECTS if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no prior at {path}; train one with: latentdem train-objects-prior"
-        )
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    metadata, tensors = read_weights(path, "train-objects-prior")
     if metadata.get("kind") != "objects":
         raise ValueError(f"{path} is a safetensors file, but not an objects prior of latentdem")
     scheduler = DDIMScheduler(**_config(metadata["scheduler"]))

@@ -34,6 +34,14 @@ class TrainingPlan:
     weight_decay: float = 0.01
 
 
+def round_to_half(model: nn.Module) -> nn.Module:
+    """The weights as they are shipped: everything after is measured on these."""
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.half().float()
+    return rounded.eval()
+
+
 def _learning_rate(plan: TrainingPlan, step: int, progress: float) -> float:
     warm = min(1.0, (step + 1) / plan.warmup_steps)
     return plan.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

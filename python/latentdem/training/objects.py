@@ -7,7 +7,6 @@ of the pairs the given view is left out, so that the model knows the uncondition
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -36,7 +35,7 @@ from latentdem.training.autoencoder import (
     autoencoder_loss,
     mean_psnr,
 )
-from latentdem.training.common import TrainingPlan, train
+from latentdem.training.common import TrainingPlan, round_to_half, train
 from latentdem.training.diffusion import SCHEDULER
 from latentdem.training.object_views import SIDE, draw_split, on_white, read_shards
 
@@ -277,13 +276,6 @@ def train_view_autoencoder(
     return cast(AutoencoderKL, ema)
 
 
-def _round_to_half(model: nn.Module) -> nn.Module:
-    rounded = copy.deepcopy(model)
-    for parameter in rounded.parameters():
-        parameter.data = parameter.data.half().float()
-    return rounded.eval()
-
-
 def make_objects_prior(
     data: Path, runs: Path, output: Path, *, autoencoder_minutes: float, denoiser_minutes: float
 ) -> None:
@@ -296,7 +288,7 @@ def make_objects_prior(
     draw_split(data, "train")
     autoencoder = cast(
         AutoencoderKL,
-        _round_to_half(
+        round_to_half(
             train_view_autoencoder(
                 data,
                 runs / "view_autoencoder.safetensors",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import cast
 
@@ -13,17 +12,10 @@ from latentdem.priors.kernel import KernelDenoiserNet, save_kernel_prior
 from latentdem.priors.latent import LatentPrior, load_prior, save_prior
 from latentdem.training.answers import collect_answers
 from latentdem.training.autoencoder import mean_psnr, train_autoencoder, validation_images
+from latentdem.training.common import round_to_half
 from latentdem.training.data import fetch, read_manifest
 from latentdem.training.diffusion import SCHEDULER, train_diffusion
 from latentdem.training.kernel_denoiser import train_kernel_prior
-
-
-def _round_to_half(model: torch.nn.Module) -> torch.nn.Module:
-    """The weights as they are shipped: everything after is measured on these."""
-    rounded = copy.deepcopy(model)
-    for parameter in rounded.parameters():
-        parameter.data = parameter.data.half().float()
-    return rounded.eval()
 
 
 def make_prior(
@@ -37,7 +29,7 @@ def make_prior(
     fetch(data, read_manifest())
     checkpoint = runs / "autoencoder.safetensors"
     trained = train_autoencoder(data, checkpoint, minutes=autoencoder_minutes, resume=True)
-    autoencoder = cast(AutoencoderKL, _round_to_half(trained))
+    autoencoder = cast(AutoencoderKL, round_to_half(trained))
     denoiser, mean, std = train_diffusion(
         data,
         autoencoder,
@@ -49,7 +41,7 @@ def make_prior(
     held_out = validation_images(data)
     prior = LatentPrior(
         autoencoder=autoencoder,
-        denoiser=_round_to_half(denoiser),
+        denoiser=round_to_half(denoiser),
         alphas_cumprod=scheduler.alphas_cumprod,
         prediction_type=scheduler.config.prediction_type,
         latent_mean=mean[:, None, None],
@@ -90,7 +82,7 @@ def make_kernel_prior(
     """
     fetch(data, read_manifest())
     trained = train_kernel_prior(data, runs / "kernel.safetensors", minutes=minutes, resume=True)
-    first = cast(KernelDenoiserNet, _round_to_half(trained))
+    first = cast(KernelDenoiserNet, round_to_half(trained))
     if shards > 0:
         answers = runs / "answers"
         prior = load_prior() if prior is None else prior
