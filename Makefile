@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check evaluate clean
+.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check evaluate evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -93,6 +93,15 @@ gpu-check:  ## On a machine with a GPU: build, test, sanitize and time the CUDA 
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_prox.json
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_paper.json --method paper --images 2 --kernels 1
+	$(BIN)/python python/benchmarks/tables.py
+
+# The feed-forward row needs a regressor of its own: latentdem train-pose-free.
+OBJECTS_FLAGS ?= --objects 10 --seeds 1 --views 2 --row "one view" --row "random start" \
+  --row grid --row "grid + EM" --row "grid + EM + rendering" --row "true poses"
+evaluate-objects: build  ## Measure poses, views and surfaces on held-out objects; a stopped run goes on
+	$(BIN)/latentdem draw-objects -o data/objects
+	$(BIN)/latentdem evaluate --suite objects -o python/benchmarks/results/quality_objects.json \
+	  --data data/objects $(OBJECTS_FLAGS)
 	$(BIN)/python python/benchmarks/tables.py
 
 clean:  ## Remove everything that was built
