@@ -16,7 +16,12 @@ import latentdem
 from latentdem.cli import app
 from latentdem.em.denoising_score import DenoisingScore
 from latentdem.em.novel_views import fusion_weights, ring_poses, sample_views, view_angles
-from latentdem.em.object_field import believable_poses, contradictions, object_masks
+from latentdem.em.object_field import (
+    believable_poses,
+    contradictions,
+    object_masks,
+    uncertain_views,
+)
 from latentdem.em.reconstruct_settings import PoseSettings, ReconstructSettings, SamplerSettings
 from latentdem.io import to_pil
 from latentdem.operators.pose import wrap_degrees
@@ -386,3 +391,9 @@ def test_command_help():
     text = run("--help").output
     for word in ("Examples", "front.png side.png", "--mask", "--elevation", "--rounds"):
         assert word in text
+
+
+def test_undecided_azimuths_are_said():
+    assert uncertain_views(["a", "b"], torch.tensor([0.0, 30.0])) == []
+    (line,) = uncertain_views(["a", "b"], torch.tensor([0.0, 80.0]))
+    assert line.startswith("b: its azimuth is uncertain by 80 degrees")

@@ -121,3 +121,19 @@ def contradictions(
                 "show different objects, or sides without overlap; poses are not to be trusted"
             )
     return lines
+
+
+def uncertain_views(names: list[str], uncertainty: Tensor, least: float = 45.0) -> list[str]:
+    """One line for each view whose azimuth is undecided by ``least`` degrees or more.
+
+    Args:
+        names: of the K views.
+        uncertainty: ``[K]``, standard deviation of the azimuth in degrees.
+        least: from where a pose is worth a warning.
+    """
+    return [
+        f"{name}: its azimuth is uncertain by {spread:.0f} degrees; it may show another object, or "
+        "one that looks alike from several sides. A picture from between the two helps"
+        for name, spread in zip(names, uncertainty.tolist(), strict=True)
+        if spread >= least
+    ]

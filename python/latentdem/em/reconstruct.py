@@ -14,7 +14,7 @@ from torch import Tensor
 from latentdem.em.denoising_score import DenoisingScore
 from latentdem.em.driver import versions
 from latentdem.em.novel_views import ring_poses, sample_views
-from latentdem.em.object_field import contradictions, fit_object
+from latentdem.em.object_field import contradictions, fit_object, uncertain_views
 from latentdem.em.poses import PoseEstimate, estimate_poses
 from latentdem.em.reconstruct_result import ReconstructResult
 from latentdem.em.reconstruct_settings import ReconstructSettings
@@ -198,6 +198,8 @@ def reconstruct(
     residual = fit.residual[: len(loaded)]
     evidence = score.evidence(current)
     warnings = contradictions(loaded.names, residual, evidence, options)
+    if estimate is not None:
+        warnings += uncertain_views(loaded.names, estimate.uncertainty)
     try:
         mesh = extract_mesh(fit.field)
     except EmptyFieldError as error:
