@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import latentdem_ext as ext
 from latentdem.operators.pose import (
@@ -29,7 +29,7 @@ from latentdem.priors.objects import (
 from latentdem.training.diffusion import SCHEDULER
 from latentdem.training.object_shapes import procedural_shape
 from latentdem.training.object_views import TEXTURED, object_names, on_white
-from latentdem.training.objects import ConditionalDenoiser, pair_loss
+from latentdem.training.objects import ConditionalDenoiser, encode_views, pair_loss
 
 pybullet = pytest.importorskip("pybullet", reason="pybullet draws the objects")
 
@@ -170,8 +170,7 @@ def test_prediction_is_differentiable_in_the_pose(tiny):
     assert torch.isfinite(gradient).all() and (gradient != 0).any(1).all()
 
 
-def test_loss_of_hidden_views_does_not_see_them(tiny):
-    prior, _ = tiny
+def test_loss_of_hidden_views_does_not_see_them():
     networks = ConditionalDenoiser()
     arguments = (
         torch.tensor([[20.0, 0.0, 2.5]]), torch.randn(1, 2, 8, 16, 16),
@@ -185,11 +184,28 @@ def test_loss_of_hidden_views_does_not_see_them(tiny):
             with torch.no_grad():
                 loss, _ = pair_loss(
                     networks, torch.randn(1, 8, 16, 16) * (1 + len(found)), *arguments,
-                    torch.full((2,), hidden), prior.camera,
+                    torch.full((2,), hidden), DDPMScheduler(**SCHEDULER),
                 )  # fmt: skip
             found.append(float(loss))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[2] != pytest.approx(found[3], rel=1e-5)
+
+
+def test_latents_are_encoded_anew_for_another_autoencoder(tmp_path):
+    images = torch.randint(0, 256, (1, 3, 4, 64, 64), dtype=torch.uint8)
+    shard = {"images": images, "poses": torch.zeros(1, 3, 3)}
+    save_file(shard, tmp_path / "heldout-000.safetensors", {"names": '["a"]'})
+    autoencoder = load_prior().autoencoder
+    path = encode_views(tmp_path, "heldout", autoencoder, tmp_path)
+    first = load_file(path)["latents"]
+    assert first.shape == (1, 3, 8, 16, 16)
+    written = path.stat().st_mtime_ns
+    assert encode_views(tmp_path, "heldout", autoencoder, tmp_path) == path
+    assert path.stat().st_mtime_ns == written
+    with torch.no_grad():
+        next(autoencoder.encoder.parameters()).mul_(1.5)
+    encode_views(tmp_path, "heldout", autoencoder, tmp_path)
+    assert not torch.equal(load_file(path)["latents"], first)
 
 
 def test_file_round_trip(tiny, tmp_path):

@@ -195,7 +195,9 @@ def save_prior(
     partial.replace(path)
 
 
-def read_weights(path: Path, command: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_weights(
+    path: Path, command: str, what: str = "prior"
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and float32 tensors of a safetensors file; ``command`` would make one.
 
     Raises:
@@ -203,7 +205,7 @@ def read_weights(path: Path, command: str) -> tuple[dict[str, str], dict[str, Te
         ValueError: not safetensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no prior at {path}; train one with: latentdem {command}")
+        raise FileNotFoundError(f"no {what} at {path}; train one with: latentdem {command}")
     try:
         with safe_open(path, framework="pt") as handle:
             tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118

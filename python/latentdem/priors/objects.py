@@ -44,6 +44,17 @@ class CameraModel:
     radius: tuple[float, float] = (2.2, 3.0)
     extent: float = 0.7
 
+    @classmethod
+    def from_json(cls, text: str) -> CameraModel:
+        """The inverse of ``json.dumps(vars(camera))``."""
+        stored = json.loads(text)
+        return cls(
+            fov=stored["fov"],
+            elevation=tuple(stored["elevation"]),
+            radius=tuple(stored["radius"]),
+            extent=stored["extent"],
+        )
+
 
 def pose_features(pose: Tensor) -> Tensor:
     """Zero123's four numbers of a relative pose, ``[...,3] -> [...,4]``.
@@ -165,6 +176,30 @@ class ViewEmbedding:
         return len(self.latents)
 
 
+def network_output(
+    networks: Any, noisy: Tensor, timesteps: Tensor, given: ViewEmbedding, pose: Tensor
+) -> Tensor:
+    """What the denoiser says ``[B,c,s,s]``, in the terms of its prediction type.
+
+    Args:
+        networks: what has ``denoiser``, ``context`` and ``camera``: a prior, or one in training.
+        noisy: ``[B,c,s,s]``.
+        timesteps: ``[B]``.
+        given: B given views.
+        pose: ``[B,3]``, wanted minus given.
+    """
+    features = pose_features(pose)
+    repeated = features[:, None].expand(-1, given.tokens.shape[1], -1)
+    context = networks.context(torch.cat((given.tokens, repeated), -1))
+    x = torch.cat((noisy, given.latents), 1)
+    if networks.denoiser.config.in_channels > x.shape[1]:
+        source = torch.stack((given.elevation, torch.zeros_like(given.elevation), given.radius), -1)
+        fov = networks.camera.fov
+        x = torch.cat((x, warp_by_proxy(given.latents, source, source + pose, fov, PROXIES)), 1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return networks.denoiser(x, timesteps, context, class_labels=features).sample
+
+
 @dataclass
 class ObjectsPrior:
     """A pose-conditioned latent diffusion model.
@@ -254,30 +289,12 @@ class ObjectsPrior:
         t = torch.as_tensor(timestep, device=noisy.device).expand(len(noisy))
         abar = self.alphas_cumprod[t][:, None, None, None]
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
-        output = self.velocity(noisy, t, given, pose)
+        output = network_output(self, noisy, t, given, pose)
         if self.prediction_type == "v_prediction":
             return signal * noisy - noise * output, noise * noisy + signal * output
         if self.prediction_type == "epsilon":
             return (noisy - noise * output) / signal, output
         return output, (noisy - signal * output) / noise
-
-    def velocity(
-        self, noisy: Tensor, timesteps: Tensor, given: ViewEmbedding, pose: Tensor
-    ) -> Tensor:
-        """The network's own output, arguments as in :meth:`predict`; what training compares."""
-        features = pose_features(pose)
-        tokens = given.tokens
-        repeated = features[:, None].expand(-1, tokens.shape[1], -1)
-        context = self.context(torch.cat((tokens, repeated), -1))
-        x = torch.cat((noisy, given.latents), 1)
-        if self.denoiser.config.in_channels > x.shape[1]:
-            source = torch.stack(
-                (given.elevation, torch.zeros_like(given.elevation), given.radius), -1
-            )
-            warped = warp_by_proxy(given.latents, source, source + pose, self.camera.fov, PROXIES)
-            x = torch.cat((x, warped), 1)
-        x = x.contiguous(memory_format=torch.channels_last)
-        return self.denoiser(x, timesteps, context, class_labels=features).sample
 
 
 _PARTS = ("autoencoder", "denoiser", "embedder", "context")
@@ -322,13 +339,7 @@ def load_objects_prior(path: Path | str | None = None) -> ObjectsPrior:
     if metadata.get("kind") != "objects":
         raise ValueError(f"{path} is a safetensors file, but not an objects prior of latentdem")
     scheduler = DDIMScheduler(**_config(metadata["scheduler"]))
-    stored = json.loads(metadata["camera"])
-    camera = CameraModel(
-        fov=stored["fov"],
-        elevation=tuple(stored["elevation"]),
-        radius=tuple(stored["radius"]),
-        extent=stored["extent"],
-    )
+    camera = CameraModel.from_json(metadata["camera"])
     channels, _, width = (tensors["embedder.patch.weight"].shape[i] for i in (1, 2, 0))
     side = 2 * round((tensors["embedder.position"].shape[1] - 1) ** 0.5)
     features = tensors["context.weight"].shape

@@ -7,6 +7,7 @@ of the pairs the given view is left out, so that the model knows the uncondition
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from rich.progress import track
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from latentdem.priors.objects import (
     ObjectsPrior,
     ViewEmbedder,
     ViewEmbedding,
+    network_output,
     save_objects_prior,
 )
 from latentdem.training.autoencoder import (
@@ -78,11 +81,26 @@ class ConditionalDenoiser(nn.Module):
         self.camera = CameraModel()
 
 
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def encode_views(folder: Path, split: str, autoencoder: AutoencoderKL, cache: Path) -> Path:
-    """Mean latents ``[O,ENCODED_VIEWS,c,16,16]`` float16 and poses of a split; made once."""
+    """Mean latents ``[O,ENCODED_VIEWS,c,16,16]`` float16 and poses of a split.
+
+    Made once for an autoencoder: one that was trained on encodes anew.
+    """
     path = cache / f"latents-{split}.safetensors"
+    made_by = {"autoencoder": _fingerprint(autoencoder), "views": str(ENCODED_VIEWS)}
     if path.exists():
-        return path
+        with safe_open(path, framework="pt") as handle:
+            if handle.metadata() == made_by:
+                return path
     latents, poses = [], []
     for _, shard in track(read_shards(folder, split), f"encoding {split} views", total=None):
         rgba = shard["images"][:, :ENCODED_VIEWS]
@@ -95,7 +113,7 @@ def encode_views(folder: Path, split: str, autoencoder: AutoencoderKL, cache: Pa
         latents.append(torch.cat(parts).unflatten(0, rgba.shape[:2]).contiguous())
         poses.append(shard["poses"][:, :ENCODED_VIEWS])
     partial = path.with_suffix(".partial")
-    save_file({"latents": torch.cat(latents), "poses": torch.cat(poses)}, partial)
+    save_file({"latents": torch.cat(latents), "poses": torch.cat(poses)}, partial, made_by)
     partial.replace(path)
     return path
 
@@ -135,7 +153,7 @@ def pair_loss(
     timesteps: Tensor,
     noise: Tensor,
     hidden: Tensor,
-    camera: CameraModel,
+    scheduler: DDPMScheduler,
 ) -> tuple[Tensor, Tensor]:
     """Mean squared errors of the velocity, and of the given view's own camera.
 
@@ -148,9 +166,8 @@ def pair_loss(
         timesteps: ``[B*T]``.
         noise: ``[B*T,c,s,s]``.
         hidden: bool ``[B*T]``: whose given view is left out.
-        camera: of the training views.
+        scheduler: of the noise.
     """
-    scheduler = DDPMScheduler(**SCHEDULER)
     tokens, own = model.embedder(given)
     pose = relative_pose(given_pose[:, None], wanted_pose).flatten(0, 1)
     targets = wanted.flatten(0, 1)
@@ -159,8 +176,8 @@ def pair_loss(
     own_camera = given_pose + torch.randn(given_pose.shape) * given_pose.new_tensor(CAMERA_ERROR)
     view = ViewEmbedding(given, tokens, own_camera[:, 0], own_camera[:, 2])
     view = view[torch.arange(len(given)).repeat_interleave(count)]
-    output = ObjectsPrior.velocity(
-        cast(ObjectsPrior, model),
+    output = network_output(
+        model,
         scheduler.add_noise(targets, noise, timesteps),
         timesteps,
         replace(
@@ -171,6 +188,7 @@ def pair_loss(
         pose * shown[:, None],
     )
     loss = F.mse_loss(output, scheduler.get_velocity(targets, noise, timesteps))
+    camera = model.camera
     low = torch.tensor([camera.elevation[0], camera.radius[0]])
     high = torch.tensor([camera.elevation[1], camera.radius[1]])
     truth = (given_pose[:, [0, 2]] - (low + high) / 2) / ((high - low) / 2)
@@ -182,7 +200,7 @@ def train_denoiser(
 ) -> tuple[ConditionalDenoiser, Tensor, Tensor]:
     """Train on the encoded views; returns EMA weights and the latents' mean and deviation."""
     torch.manual_seed(1)
-    camera = CameraModel()
+    camera, scheduler = CameraModel(), DDPMScheduler(**SCHEDULER)
     sampler, test = PairSampler(latents, 31 + resume), PairSampler(held_out, 33)
     mean, std = sampler.statistics()
     model: nn.Module = ConditionalDenoiser()
@@ -205,7 +223,7 @@ def train_denoiser(
             (share * 1000).long().clamp(max=999),
             torch.randn(count, *given.shape[1:]),
             torch.from_numpy(sampler.rng.random(count) < LEFT_OUT),
-            camera,
+            scheduler,
         )
         return velocity + 0.3 * own
 
@@ -223,7 +241,7 @@ def train_denoiser(
                     velocity, own = pair_loss(
                         cast(ConditionalDenoiser, ema), standardise(given), given_pose,
                         standardise(wanted), wanted_pose, torch.full((count,), timestep), noise,
-                        torch.full((count,), hidden), camera,
+                        torch.full((count,), hidden), scheduler,
                     )  # fmt: skip
                 values.append(float(velocity))
             lines.append(f"{timestep}: {values[0]:.4f} ({values[1]:.4f})")

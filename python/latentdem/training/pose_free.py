@@ -9,7 +9,6 @@ can be compared; the volume does not use it.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdem.operators.pose import wrap_degrees
 from latentdem.operators.radiance_field import RadianceField
+from latentdem.priors.latent import read_weights
 from latentdem.priors.objects import CameraModel
 from latentdem.training.common import TrainingPlan, train
 from latentdem.training.object_views import on_white, read_shards
@@ -331,16 +330,11 @@ def load_pose_free(path: Path | str) -> PoseFreeNet:
         ValueError: not a pose-free regressor of this package.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no regressor at {path}; train one: latentdem train-pose-free")
-    with safe_open(path, framework="pt") as handle:
-        metadata = handle.metadata() or {}
-        tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
+    metadata, tensors = read_weights(path, "train-pose-free", "regressor")
     if metadata.get("kind") != "pose-free":
         raise ValueError(f"{path} is a safetensors file, but not a pose-free regressor")
-    camera = json.loads(metadata["camera"])
-    camera = {k: tuple(v) if isinstance(v, list) else v for k, v in camera.items()}
-    net = PoseFreeNet(CameraModel(**camera), **json.loads(metadata["settings"]))
+    camera = CameraModel.from_json(metadata["camera"])
+    net = PoseFreeNet(camera, **json.loads(metadata["settings"]))
     net.load_state_dict(tensors)
     return net.eval().requires_grad_(False)
 
@@ -356,7 +350,4 @@ def make_pose_free(data: Path, runs: Path, output: Path, *, minutes: float = 22)
     """
     sampler = ViewSampler([tensors for _, tensors in read_shards(data, "train")])
     net = train_pose_free(sampler, runs / "pose_free.safetensors", minutes=minutes)
-    rounded = copy.deepcopy(net)
-    for parameter in rounded.parameters():
-        parameter.data = parameter.data.half().float()
-    save_pose_free(output, rounded)
+    save_pose_free(output, net)
