@@ -1,4 +1,7 @@
-"""What every training loop here shares: a time budget, EMA, checkpoints, a progress line."""
+"""What every training loop here shares: a time budget, EMA, checkpoints, a progress line.
+
+On a GPU the networks run in bfloat16 under autocast, with float32 weights, averages and moments.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class TrainingPlan:
     """How long and how fast to train.
 
     The learning rate warms up over ``warmup_steps``, then follows half a cosine of the
-    *time* spent, so that a run of any length ends annealed.
+    *time* spent, so that a run of any length ends annealed.  ``device`` is where it happens.
     """
 
     minutes: float
@@ -32,6 +35,22 @@ class TrainingPlan:
     report_every: int = 100
     checkpoint_seconds: float = 120.0
     weight_decay: float = 0.01
+    device: torch.device = torch.device("cpu")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """``auto`` or ``None`` is a CUDA device if there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used: {reason}") from None
 
 
 def round_to_half(model: nn.Module) -> nn.Module:
@@ -81,16 +100,24 @@ def train(
 
     ``checkpoint`` (safetensors: weights, EMA, optimiser moments, step and seconds spent) is
     written every two minutes and at the end; with ``resume`` the run goes on from it, and
-    a finished run returns at once.  ``loss_function(model, step)`` gives a scalar.
+    a finished run returns at once.  ``loss_function(model, step)`` gives a scalar.  Model and
+    average live on ``plan.device``; ``validate`` gets the average there.
     """
     console = console or Console()
+    model = model.to(plan.device)
+    on_gpu = plan.device.type == "cuda"
+    torch.backends.cudnn.benchmark = on_gpu
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99)
+        model.parameters(),
+        lr=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+        betas=(0.9, 0.99),
+        fused=on_gpu,
     )
     step, spent = 0, 0.0
     if resume and checkpoint.exists():
-        tensors = load_file(checkpoint)
+        tensors = load_file(checkpoint, device=str(plan.device))
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         ema.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
         _restore_optimizer(optimizer, tensors)
@@ -108,29 +135,33 @@ def train(
         partial.replace(checkpoint)
 
     model.train()
-    budget, saved_at, running, first = plan.minutes * 60, spent, 0.0, step
+    budget, saved_at = plan.minutes * 60, spent
+    losses: list[Tensor] = []  # read only when they are shown: reading waits for the GPU
+    parameters, averages = list(model.parameters()), list(ema.parameters())
     last = time.monotonic()
     while spent < budget:
         rate = _learning_rate(plan, step, spent / budget)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_function(model, step)
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            loss = loss_function(model, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(plan.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
-            for average, value in zip(ema.parameters(), model.parameters(), strict=True):
-                average.lerp_(value, 1 - decay)
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
         step += 1
         now = time.monotonic()
         # A suspended process (SIGSTOP, a closed laptop) must not eat the budget.
         spent += min(now - last, 10.0)
         last = now
-        running += (loss.item() - running) / min(step - first, plan.report_every)
+        losses.append(loss.detach())
         if step % plan.report_every == 0:
             left = (budget - spent) / 60
+            running = float(torch.stack(losses).mean())
+            losses.clear()
             console.print(
                 f"{name}: step {step}  loss {running:.5f}  lr {rate:.1e}  "
                 f"{spent / 60:.1f} of {plan.minutes:.0f} min, {left:.1f} left",

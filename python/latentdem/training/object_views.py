@@ -8,8 +8,11 @@ with their names in its metadata.  Splits are by name: an object is in one of th
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +26,12 @@ from latentdem.priors.objects import CameraModel
 from latentdem.training.object_shapes import Shape, block_shape, procedural_shape, read_parts
 
 SIDE = 64
-VIEWS = 24
+VIEWS = {"train": 12, "heldout": 24}
+"""Of each object: for training many objects teach more than many views."""
+
 SURFACE_POINTS = 2048
 PER_SHARD = 100
-PROCEDURAL = 4200
+PROCEDURAL = 8200
 """Training objects with a generated shape; block objects are the same 900, colours anew."""
 
 BLOCKS = 900
@@ -169,7 +174,7 @@ class Renderer:
         mean = (rgb * inside).sum((1, 3)) / np.maximum(coverage, 1)
         return np.concatenate((mean, coverage * 255 / 4), -1).round().astype(np.uint8)
 
-    def draw(self, name: str, views: int = VIEWS) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, name: str, views: int = VIEWS["heldout"]) -> tuple[Tensor, Tensor, Tensor]:
         """Random views of the named object, always the same.
 
         Returns:
@@ -198,30 +203,51 @@ class Renderer:
         )
 
 
-def draw_split(folder: Path, split: str, camera: CameraModel | None = None) -> None:
-    """Draw the objects of ``split`` into ``folder/split-NNN.safetensors``; goes on if killed."""
-    names = object_names(split)
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = [
-        start
-        for start in range(0, len(names), PER_SHARD)
-        if not (folder / f"{split}-{start // PER_SHARD:03d}.safetensors").exists()
-    ]
-    if not starts:
-        return
-    renderer = Renderer(camera or CameraModel())
-    for start in track(starts, f"drawing {split} objects"):
-        chosen = names[start : start + PER_SHARD]
-        drawn = [renderer.draw(name) for name in chosen]
-        tensors = {
-            key: torch.stack([item[index] for item in drawn])
-            for index, key in enumerate(("images", "poses", "surface"))
-        }
-        path = folder / f"{split}-{start // PER_SHARD:03d}.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {"names": json.dumps(chosen)})
-        partial.replace(path)
+def _shard_path(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}-{number:03d}.safetensors"
+
+
+def _draw_shard(folder: Path, split: str, number: int, camera: CameraModel) -> None:
+    """Draw one shard, in a process of its own."""
+    chosen = object_names(split)[number * PER_SHARD : (number + 1) * PER_SHARD]
+    renderer = Renderer(camera)
+    drawn = [renderer.draw(name, VIEWS[split]) for name in chosen]
     renderer.close()
+    tensors = {
+        key: torch.stack([item[index] for item in drawn])
+        for index, key in enumerate(("images", "poses", "surface"))
+    }
+    path = _shard_path(folder, split, number)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {"names": json.dumps(chosen)})
+    partial.replace(path)
+
+
+def draw_split(
+    folder: Path, split: str, camera: CameraModel | None = None, workers: int | None = None
+) -> None:
+    """Draw the objects of ``split`` into ``folder/split-NNN.safetensors``; goes on if killed.
+
+    Args:
+        folder: for the shards; those that are there are kept.
+        split: ``train`` or ``heldout``.
+        camera: of the views.
+        workers: processes; one a core unless given.
+    """
+    _assets()  # says what is missing before processes are started
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = -(-len(object_names(split)) // PER_SHARD)
+    missing = [i for i in range(shards) if not _shard_path(folder, split, i).exists()]
+    if not missing:
+        return
+    camera = camera or CameraModel()
+    # Started afresh: a forked process would share the threads' locks of torch.
+    context = multiprocessing.get_context("spawn")
+    workers = min(workers or os.cpu_count() or 1, len(missing))
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(_draw_shard, folder, split, i, camera) for i in missing]
+        for future in track(as_completed(futures), f"drawing {split} objects", total=len(futures)):
+            future.result()
 
 
 def read_shards(folder: Path, split: str) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
