@@ -24,12 +24,19 @@ from latentdem.priors.objects import (
     load_objects_prior,
     pose_features,
     save_objects_prior,
+    target_rays,
     warp_by_proxy,
 )
 from latentdem.training.diffusion import SCHEDULER
 from latentdem.training.object_shapes import procedural_shape
 from latentdem.training.object_views import TEXTURED, object_names, on_white
-from latentdem.training.objects import ConditionalDenoiser, encode_views, pair_loss
+from latentdem.training.objects import (
+    RECOLORED,
+    ConditionalDenoiser,
+    PairSampler,
+    encode_views,
+    pair_loss,
+)
 
 pybullet = pytest.importorskip("pybullet", reason="pybullet draws the objects")
 
@@ -198,7 +205,7 @@ def test_latents_are_encoded_anew_for_another_autoencoder(tmp_path):
     autoencoder = load_prior().autoencoder
     path = encode_views(tmp_path, "heldout", autoencoder, tmp_path)
     first = load_file(path)["latents"]
-    assert first.shape == (1, 3, 8, 16, 16)
+    assert first.shape == (1, 1, 3, 8, 16, 16)
     written = path.stat().st_mtime_ns
     assert encode_views(tmp_path, "heldout", autoencoder, tmp_path) == path
     assert path.stat().st_mtime_ns == written
@@ -206,6 +213,52 @@ def test_latents_are_encoded_anew_for_another_autoencoder(tmp_path):
         next(autoencoder.encoder.parameters()).mul_(1.5)
     encode_views(tmp_path, "heldout", autoencoder, tmp_path)
     assert not torch.equal(load_file(path)["latents"], first)
+
+
+def test_mirrored_views_come_with_mirrored_azimuths(tmp_path):
+    images = torch.randint(0, 256, (1, 5, 4, 64, 64), dtype=torch.uint8)
+    poses = torch.stack((torch.arange(5.0), 10 + torch.arange(5.0), torch.full((5,), 2.5)), 1)
+    save_file(
+        {"images": images, "poses": poses[None]},
+        tmp_path / "train-000.safetensors",
+        {"names": '["a"]'},
+    )
+    autoencoder = load_prior().autoencoder
+    path = encode_views(tmp_path, "train", autoencoder, tmp_path, recolored=True)
+    stored = load_file(path)["latents"]
+    assert stored.shape == (1, 2 * len(RECOLORED), 5, 8, 16, 16)
+    kinds = set()
+    sampler = PairSampler(path, seed=0)
+    for latent, pose in zip(*sampler.batch(40)[:2]):
+        view = int(pose[0])  # the elevation is the view's number here
+        same = (stored[0, :, view].float() - latent).flatten(1).norm(dim=1)
+        kind = int(same.argmin())
+        assert same[kind] == 0 and pose[1] == (10 + view) * (1 - 2 * (kind % 2))
+        kinds.add(kind)
+    assert len(kinds) == 2 * len(RECOLORED)
+
+
+def test_rays_of_the_wanted_view():
+    source, target = torch.tensor([[10.0, 20.0, 2.6]]), torch.tensor([[35.0, -60.0, 2.4]])
+    direction, moment = target_rays(source, target, 40.0, 16)[0].split(3)
+    torch.testing.assert_close(direction.norm(dim=0), torch.ones(16, 16))
+    torch.testing.assert_close((direction * moment).sum(0), torch.zeros(16, 16), atol=1e-6, rtol=0)
+    # A point of the world lies on the ray of the pixel that it projects to.
+    point = torch.tensor([0.2, -0.1, 0.3])
+    lens = ext.intrinsics_from_fov(torch.tensor(40.0), (16, 16))
+    to, back = camera_to_world(target[0]), camera_to_world(source[0])
+    seen = to[:3, :3].T @ (point - to[:3, 3])
+    pixel = seen[:2] / seen[2] * lens[:2] + lens[2:]
+    x, y = (2 * pixel / 16 - 1).tolist()
+    at = torch.nn.functional.grid_sample(
+        torch.cat((direction, moment))[None], torch.tensor([[[[x, y]]]]), align_corners=False
+    ).flatten()
+    here = back[:3, :3].T @ point
+    torch.testing.assert_close(torch.linalg.cross(here, at[:3]), at[3:], atol=2e-3, rtol=0)
+    with torch.no_grad():
+        turned = target_rays(source + torch.tensor([0.0, 77, 0]),
+                             target + torch.tensor([0.0, 77, 0]), 40.0, 16)  # fmt: skip
+    torch.testing.assert_close(turned[0], torch.cat((direction, moment)), atol=1e-5, rtol=0)
 
 
 def test_file_round_trip(tiny, tmp_path):

@@ -14,7 +14,7 @@ from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import kernel as kernel_priors
 from latentdem.priors import latent as latent_priors
 from latentdem.priors.latent import LatentPrior
-from latentdem.training.common import TrainingPlan, train
+from latentdem.training.common import TrainingPlan, choose_device, train
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +131,10 @@ def test_training_resumes_from_its_checkpoint(tmp_path: Path):
     train("t", nn.Conv2d(3, 2, 3), loss, long, checkpoint, resume=True)
     assert steps == list(range(len(steps)))
     assert len(steps) > half
+
+
+def test_training_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device 'abacus' cannot be used"):
+        choose_device("abacus")

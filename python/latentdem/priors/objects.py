@@ -3,8 +3,9 @@
 ``epsilon_theta(z_t; I, phi)`` (Liu et al., ICCV 2023): z_t is the noisy latent of the wanted view,
 I a given view, phi the wanted pose relative to the given one.  The given view enters twice: its
 latent beside z_t, and an embedding by cross-attention.  The packaged prior sees it a third time, as
-it would look from the wanted pose if the object were a ball: a small model that need not learn
-what a rotation is learns the rest sooner.  Views are square, on a white ground.
+it would look from the wanted pose if the object were a ball, and knows the rays along which the
+wanted view looks: a small model that need not learn what a rotation is learns the rest sooner.
+Views are square, on a white ground.
 """
 
 from __future__ import annotations
@@ -70,6 +71,39 @@ def pose_features(pose: Tensor) -> Tensor:
 PROXIES = (0.25, 0.5)
 """Radii of the balls that stand in for the object, in world units."""
 
+RAY_CHANNELS = 6
+
+
+def _camera_rays(fov: float, side: int, like: Tensor) -> Tensor:
+    """Unit directions ``[side*side,3]`` of the pixels' rays, OpenCV axes."""
+    focal = 0.5 * side / math.tan(math.radians(fov / 2))
+    axis = (torch.arange(side, device=like.device, dtype=like.dtype) + 0.5 - side / 2) / focal
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return F.normalize(torch.stack((x, y, torch.ones_like(x)), -1).flatten(0, 1), dim=-1)
+
+
+def target_rays(source: Tensor, target: Tensor, fov: float, side: int) -> Tensor:
+    """The wanted view's rays as the given camera sees them: Plücker coordinates about the object.
+
+    Direction d and moment ``o x d`` (Sitzmann et al., NeurIPS 2021), o the wanted camera's centre
+    relative to the world's origin, both along the given camera's axes.
+
+    Args:
+        source: ``[B,3]``, poses of the given views; only differences of azimuths matter.
+        target: ``[B,3]``.
+        fov: full angle of view in degrees.
+        side: of the latents.
+
+    Returns:
+        ``[B,6,side,side]``, differentiable in the poses.
+    """
+    to, back = camera_to_world(target), camera_to_world(source)
+    turn = back[:, :3, :3].mT @ to[:, :3, :3]
+    direction = _camera_rays(fov, side, target) @ turn.mT  # [B,s*s,3]
+    origin = (back[:, :3, :3].mT @ to[:, :3, 3:]).mT
+    moment = torch.linalg.cross(origin.expand_as(direction), direction)
+    return torch.cat((direction, moment), -1).mT.unflatten(2, (side, side))
+
 
 def warp_by_proxy(
     latents: Tensor, source: Tensor, target: Tensor, fov: float, proxies: tuple[float, ...]
@@ -92,9 +126,7 @@ def warp_by_proxy(
     """
     side = latents.shape[-1]
     focal = 0.5 * side / math.tan(math.radians(fov / 2))
-    axis = (torch.arange(side).to(latents) + 0.5 - side / 2) / focal
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    rays = F.normalize(torch.stack((x, y, torch.ones_like(x)), -1).flatten(0, 1), dim=-1)
+    rays = _camera_rays(fov, side, target)
     to, back = camera_to_world(target), camera_to_world(source)
     direction = rays @ to[:, :3, :3].mT  # [B,s*s,3]
     origin, eye = to[:, None, :3, 3], back[:, None, :3, 3]
@@ -192,10 +224,16 @@ def network_output(
     repeated = features[:, None].expand(-1, given.tokens.shape[1], -1)
     context = networks.context(torch.cat((given.tokens, repeated), -1))
     x = torch.cat((noisy, given.latents), 1)
-    if networks.denoiser.config.in_channels > x.shape[1]:
+    more = networks.denoiser.config.in_channels - x.shape[1]
+    if more > 0:
         source = torch.stack((given.elevation, torch.zeros_like(given.elevation), given.radius), -1)
         fov = networks.camera.fov
-        x = torch.cat((x, warp_by_proxy(given.latents, source, source + pose, fov, PROXIES)), 1)
+        # Under autocast a camera in bfloat16 would be off by a fifth of a latent pixel.
+        with torch.autocast(x.device.type, enabled=False):
+            parts = [x, warp_by_proxy(given.latents, source, source + pose, fov, PROXIES)]
+            if more > parts[1].shape[1]:
+                parts.append(target_rays(source, source + pose, fov, x.shape[-1]))
+        x = torch.cat(parts, 1)
     x = x.contiguous(memory_format=torch.channels_last)
     return networks.denoiser(x, timesteps, context, class_labels=features).sample
 
@@ -208,7 +246,7 @@ class ObjectsPrior:
         autoencoder: diffusers autoencoder, as in :class:`~latentdem.priors.LatentPrior`.
         denoiser: ``UNet2DConditionModel`` on ``2c`` channels (noisy latent, given view's latent),
             with the relative pose as projected class embedding and in its context; more channels
-            are those of :func:`warp_by_proxy`.
+            are those of :func:`warp_by_proxy`, then those of :func:`target_rays`.
         embedder: the given view's tokens.
         context: linear map of ``[token, pose features]`` to the context (Zero123's projection).
         alphas_cumprod: ``[T]``.

@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ class TrainingPlan:
     report_every: int = 100
     checkpoint_seconds: float = 120.0
     weight_decay: float = 0.01
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -137,7 +137,8 @@ def train(
     model.train()
     budget, saved_at = plan.minutes * 60, spent
     losses: list[Tensor] = []  # read only when they are shown: reading waits for the GPU
-    parameters, averages = list(model.parameters()), list(ema.parameters())
+    parameters: list[Tensor] = list(model.parameters())
+    averages: list[Tensor] = list(ema.parameters())
     last = time.monotonic()
     while spent < budget:
         rate = _learning_rate(plan, step, spent / budget)

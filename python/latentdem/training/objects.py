@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentdem.operators.pose import relative_pose
-from latentdem.priors.latent import load_prior
 from latentdem.priors.objects import (
     POSE_FEATURES,
     PROXIES,
+    RAY_CHANNELS,
     CameraModel,
     ObjectsPrior,
     ViewEmbedder,
@@ -33,28 +33,46 @@ from latentdem.priors.objects import (
     network_output,
     save_objects_prior,
 )
-from latentdem.training.autoencoder import (
-    LATENT_CHANNELS,
-    autoencoder_loss,
-    mean_psnr,
-)
+from latentdem.training.autoencoder import autoencoder_loss, mean_psnr
 from latentdem.training.common import TrainingPlan, round_to_half, train
 from latentdem.training.diffusion import SCHEDULER
 from latentdem.training.object_views import SIDE, draw_split, on_white, read_shards
 
 TOKEN_WIDTH = 160
+LATENT_CHANNELS = 8
 LATENT_SIDE = SIDE // 4
 LEFT_OUT = 0.08
 """Share of the pairs whose given view is hidden."""
-
-ENCODED_VIEWS = 12
-"""Of each training object, the first ones: an epoch of all pairs is out of reach anyhow."""
 
 CAMERA_ERROR = (4.0, 0.0, 0.04)
 """Deviation of the given view's elevation, azimuth and radius as the model is told them."""
 
 TARGETS = 3
 """Wanted views for each given one: its embedding is computed once for all."""
+
+RECOLORED = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+"""Orders of the colours in which every view is learnt on a GPU, each also mirrored.  A CPU takes
+the first alone: encoding the others would cost it more time than it has for training."""
+
+GIVEN_VIEWS = {"cpu": 8, "cuda": 192}
+"""Given views in a step."""
+
+ENCODED_AT_ONCE = {"cpu": 256, "cuda": 4096}
+
+
+def build_view_autoencoder() -> AutoencoderKL:
+    """The architecture behind a 2x pixel-unshuffle, with fresh weights (1.5 M parameters)."""
+    return AutoencoderKL(
+        in_channels=12,
+        out_channels=12,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+    )
 
 
 class ConditionalDenoiser(nn.Module):
@@ -64,12 +82,12 @@ class ConditionalDenoiser(nn.Module):
         super().__init__()
         self.denoiser = UNet2DConditionModel(
             sample_size=LATENT_SIDE,
-            in_channels=2 * LATENT_CHANNELS + len(PROXIES) * (LATENT_CHANNELS + 1),
+            in_channels=2 * LATENT_CHANNELS + len(PROXIES) * (LATENT_CHANNELS + 1) + RAY_CHANNELS,
             out_channels=LATENT_CHANNELS,
-            block_out_channels=(64, 128, 192),
+            block_out_channels=(96, 128, 176),
             layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("CrossAttnDownBlock2D",) * 3,
+            up_block_types=("CrossAttnUpBlock2D",) * 3,
             cross_attention_dim=TOKEN_WIDTH,
             attention_head_dim=4,
             norm_num_groups=16,
@@ -90,28 +108,48 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def encode_views(folder: Path, split: str, autoencoder: AutoencoderKL, cache: Path) -> Path:
-    """Mean latents ``[O,ENCODED_VIEWS,c,16,16]`` float16 and poses of a split.
+def encode_views(
+    folder: Path,
+    split: str,
+    autoencoder: AutoencoderKL,
+    cache: Path,
+    *,
+    recolored: bool = False,
+    device: torch.device | None = None,
+) -> Path:
+    """Mean latents ``[O,A,V,c,16,16]`` float16 and poses ``[O,V,3]`` of a split.
 
-    Made once for an autoencoder: one that was trained on encodes anew.
+    A is one, or six with ``recolored``: of every order of :data:`RECOLORED` the views as they are,
+    then mirrored (their azimuths change sign).  Made once for an autoencoder: one that was trained
+    on encodes anew.
     """
+    device = device or torch.device("cpu")
     path = cache / f"latents-{split}.safetensors"
-    made_by = {"autoencoder": _fingerprint(autoencoder), "views": str(ENCODED_VIEWS)}
+    made_by = {"autoencoder": _fingerprint(autoencoder), "recolored": str(recolored)}
     if path.exists():
         with safe_open(path, framework="pt") as handle:
             if handle.metadata() == made_by:
                 return path
+    autoencoder = autoencoder.to(device)
     latents, poses = [], []
     for _, shard in track(read_shards(folder, split), f"encoding {split} views", total=None):
-        rgba = shard["images"][:, :ENCODED_VIEWS]
-        images = on_white(rgba).flatten(0, 1)
+        images = on_white(shard["images"].to(device))  # [O,V,3,64,64]
+        kinds = [images]
+        if recolored:
+            turned = [images[:, :, list(order)] for order in RECOLORED]
+            kinds = [kind for view in turned for kind in (view, view.flip(-1))]
+        x = torch.stack(kinds, 1)
+        shape = x.shape[:3]
         parts = []
-        for chunk in images.split(256):
-            x = F.pixel_unshuffle(chunk * 2 - 1, 2).contiguous(memory_format=torch.channels_last)
+        for chunk in x.flatten(0, 2).split(ENCODED_AT_ONCE[device.type]):
+            chunk = F.pixel_unshuffle(chunk * 2 - 1, 2).contiguous(
+                memory_format=torch.channels_last
+            )
             with torch.no_grad():
-                parts.append(autoencoder.encode(x).latent_dist.mode().half())
-        latents.append(torch.cat(parts).unflatten(0, rgba.shape[:2]).contiguous())
-        poses.append(shard["poses"][:, :ENCODED_VIEWS])
+                parts.append(autoencoder.encode(chunk).latent_dist.mode().half())
+        latents.append(torch.cat(parts).unflatten(0, shape).contiguous().cpu())
+        poses.append(shard["poses"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({"latents": torch.cat(latents), "poses": torch.cat(poses)}, partial, made_by)
     partial.replace(path)
@@ -119,28 +157,40 @@ def encode_views(folder: Path, split: str, autoencoder: AutoencoderKL, cache: Pa
 
 
 class PairSampler:
-    """Random given views with ``TARGETS`` wanted views each, of the same object."""
+    """Random given views with ``TARGETS`` wanted views each, of the same object; on a device."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        tensors = load_file(path)
+    def __init__(self, path: Path, seed: int, device: torch.device | None = None) -> None:
+        tensors = load_file(path, device=str(device or "cpu"))
         self.latents, self.poses = tensors["latents"], tensors["poses"]
-        self.rng = np.random.default_rng(seed)
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Start the random numbers anew."""
+        self.generator = torch.Generator(self.poses.device).manual_seed(seed)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Random numbers in [0, 1) on the device."""
+        return torch.rand(*shape, generator=self.generator, device=self.poses.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal random numbers on the device."""
+        return torch.randn(*shape, generator=self.generator, device=self.poses.device)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel ``[c,1,1]``."""
-        some = self.latents[:: max(1, len(self.latents) // 400)].double().flatten(0, 1)
+        some = self.latents[:: max(1, len(self.latents) // 400)].double().flatten(0, 2)
         mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3))
         return mean.float()[:, None, None], std.float()[:, None, None]
 
     def batch(self, given: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents and poses of ``given`` views ``[B,...]`` and of wanted ``[B,TARGETS,...]``."""
-        objects = self.rng.integers(len(self.latents), size=given)
-        views = self.rng.permuted(np.tile(np.arange(self.latents.shape[1]), (given, 1)), axis=1)[
-            :, : TARGETS + 1
-        ]
-        rows = torch.from_numpy(objects)[:, None]
-        columns = torch.from_numpy(views)
-        latents, poses = self.latents[rows, columns].float(), self.poses[rows, columns]
+        objects, kinds, views = self.latents.shape[:3]
+        rows = (self.uniform(given, 1) * objects).long()
+        kind = (self.uniform(given, 1) * kinds).long()
+        columns = self.uniform(given, views).argsort(1)[:, : TARGETS + 1]
+        latents, poses = self.latents[rows, kind, columns].float(), self.poses[rows, columns]
+        sign = torch.stack((torch.ones_like(kind), 1 - 2 * (kind % 2), torch.ones_like(kind)), -1)
+        poses = poses * sign  # a mirrored view is one from the other side
         return latents[:, 0], poses[:, 0], latents[:, 1:], poses[:, 1:]
 
 
@@ -173,9 +223,9 @@ def pair_loss(
     targets = wanted.flatten(0, 1)
     shown = (~hidden).float()
     count = wanted.shape[1]
-    own_camera = given_pose + torch.randn(given_pose.shape) * given_pose.new_tensor(CAMERA_ERROR)
+    own_camera = given_pose + torch.randn_like(given_pose) * given_pose.new_tensor(CAMERA_ERROR)
     view = ViewEmbedding(given, tokens, own_camera[:, 0], own_camera[:, 2])
-    view = view[torch.arange(len(given)).repeat_interleave(count)]
+    view = view[torch.arange(len(given), device=given.device).repeat_interleave(count)]
     output = network_output(
         model,
         scheduler.add_noise(targets, noise, timesteps),
@@ -189,19 +239,29 @@ def pair_loss(
     )
     loss = F.mse_loss(output, scheduler.get_velocity(targets, noise, timesteps))
     camera = model.camera
-    low = torch.tensor([camera.elevation[0], camera.radius[0]])
-    high = torch.tensor([camera.elevation[1], camera.radius[1]])
+    low = given_pose.new_tensor([camera.elevation[0], camera.radius[0]])
+    high = given_pose.new_tensor([camera.elevation[1], camera.radius[1]])
     truth = (given_pose[:, [0, 2]] - (low + high) / 2) / ((high - low) / 2)
     return loss, F.mse_loss(own, truth)
 
 
 def train_denoiser(
-    latents: Path, held_out: Path, checkpoint: Path, *, minutes: float, resume: bool
+    latents: Path,
+    held_out: Path,
+    checkpoint: Path,
+    *,
+    minutes: float,
+    resume: bool,
+    device: torch.device | None = None,
 ) -> tuple[ConditionalDenoiser, Tensor, Tensor]:
     """Train on the encoded views; returns EMA weights and the latents' mean and deviation."""
+    device = device or torch.device("cpu")
     torch.manual_seed(1)
     camera, scheduler = CameraModel(), DDPMScheduler(**SCHEDULER)
-    sampler, test = PairSampler(latents, 31 + resume), PairSampler(held_out, 33)
+    # diffusers moves these to the device of what they are applied to at every call.
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
+    sampler = PairSampler(latents, 31 + resume, device)
+    test = PairSampler(held_out, 33, device)
     mean, std = sampler.statistics()
     model: nn.Module = ConditionalDenoiser()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -210,10 +270,10 @@ def train_denoiser(
         return ((x - mean) / std).contiguous()
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        given, given_pose, wanted, wanted_pose = sampler.batch(8)
+        given, given_pose, wanted, wanted_pose = sampler.batch(GIVEN_VIEWS[device.type])
         count = wanted.shape[0] * wanted.shape[1]
         # Poses are decided at high noise; near t = 0 the latent itself says nearly all.
-        share = torch.from_numpy(sampler.rng.random(count)) ** 0.5
+        share = sampler.uniform(count) ** 0.5
         velocity, own = pair_loss(
             cast(ConditionalDenoiser, model),
             standardise(given),
@@ -221,27 +281,27 @@ def train_denoiser(
             standardise(wanted),
             wanted_pose,
             (share * 1000).long().clamp(max=999),
-            torch.randn(count, *given.shape[1:]),
-            torch.from_numpy(sampler.rng.random(count) < LEFT_OUT),
+            sampler.normal(count, *given.shape[1:]),
+            sampler.uniform(count) < LEFT_OUT,
             scheduler,
         )
         return velocity + 0.3 * own
 
     def report(ema: nn.Module) -> str:
-        test.rng = np.random.default_rng(33)
-        generator = torch.Generator().manual_seed(7)
+        test.seed(33)
         lines = []
-        given, given_pose, wanted, wanted_pose = test.batch(24)
+        given, given_pose, wanted, wanted_pose = test.batch(96)
         count = wanted.shape[0] * wanted.shape[1]
-        noise = torch.randn(count, *given.shape[1:], generator=generator)
+        noise = test.normal(count, *given.shape[1:])
         for timestep in (200, 500, 800):
             values = []
             for hidden in (False, True):
                 with torch.no_grad():
                     velocity, own = pair_loss(
                         cast(ConditionalDenoiser, ema), standardise(given), given_pose,
-                        standardise(wanted), wanted_pose, torch.full((count,), timestep), noise,
-                        torch.full((count,), hidden), scheduler,
+                        standardise(wanted), wanted_pose,
+                        torch.full((count,), timestep, device=device), noise,
+                        torch.full((count,), hidden, device=device), scheduler,
                     )  # fmt: skip
                 values.append(float(velocity))
             lines.append(f"{timestep}: {values[0]:.4f} ({values[1]:.4f})")
@@ -253,76 +313,104 @@ def train_denoiser(
         )
 
     plan = TrainingPlan(
-        minutes=minutes, learning_rate=6e-4, ema_decay=0.998, checkpoint_seconds=240
+        minutes=minutes,
+        learning_rate=6e-4 if device.type == "cpu" else 1.2e-3,
+        ema_decay=0.998,
+        checkpoint_seconds=240,
+        device=device,
     )
     ema = train("denoiser", model, loss, plan, checkpoint, resume=resume, validate=report)
-    return cast(ConditionalDenoiser, ema), mean, std
+    return cast(ConditionalDenoiser, ema.cpu()), mean.cpu(), std.cpu()
 
 
 class ViewSampler:
-    """Random whole views ``[B,3,64,64]`` in [-1, 1]."""
+    """Random whole views ``[B,3,64,64]`` in [-1, 1], on a device."""
 
-    def __init__(self, folder: Path, split: str, seed: int) -> None:
+    def __init__(
+        self, folder: Path, split: str, seed: int, device: torch.device | None = None
+    ) -> None:
+        device = device or torch.device("cpu")
         shards = [shard["images"].flatten(0, 1) for _, shard in read_shards(folder, split)]
-        self.images = torch.cat(shards)
-        self.rng = np.random.default_rng(seed)
+        self.images = torch.cat(shards).to(device)
+        self.generator = torch.Generator(device).manual_seed(seed)
 
     def batch(self, count: int) -> Tensor:
-        """``count`` of them."""
-        index = torch.from_numpy(self.rng.integers(len(self.images), size=count))
-        x = on_white(self.images[index]) * 2 - 1
+        """``count`` of them, some mirrored, their colours in any order."""
+        device = self.images.device
+
+        def draw(limit: int, *shape: int) -> Tensor:
+            return torch.randint(limit, shape, generator=self.generator, device=device)
+
+        x = on_white(self.images[draw(len(self.images), count)]) * 2 - 1
+        x = torch.where(draw(2, count, 1, 1, 1) == 0, x, x.flip(-1))
+        orders = torch.tensor(list(permutations(range(3))), device=device)[draw(6, count)]
+        x = x.gather(1, orders[:, :, None, None].expand_as(x))
         return x.contiguous(memory_format=torch.channels_last)
 
 
 def train_view_autoencoder(
-    folder: Path, checkpoint: Path, *, minutes: float, resume: bool
+    folder: Path,
+    checkpoint: Path,
+    *,
+    minutes: float,
+    resume: bool,
+    device: torch.device | None = None,
 ) -> AutoencoderKL:
-    """Train the packaged 2D prior's autoencoder further, on views; returns EMA weights."""
+    """Train the autoencoder of views; returns EMA weights."""
+    device = device or torch.device("cpu")
     torch.manual_seed(0)
-    sampler = ViewSampler(folder, "train", 41 + resume)
-    held_out = list(ViewSampler(folder, "heldout", 43).batch(100).split(1))
-    model = load_prior().autoencoder.requires_grad_(True)
+    sampler = ViewSampler(folder, "train", 41 + resume, device)
+    held_out = list(ViewSampler(folder, "heldout", 43, device).batch(100).split(1))
+    model: nn.Module = build_view_autoencoder()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    count = {"cpu": 12, "cuda": 512}[device.type]
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        return autoencoder_loss(model, sampler.batch(12))
+        return autoencoder_loss(model, sampler.batch(count))
 
     def report(ema: nn.Module) -> str:
         return f"held-out PSNR {mean_psnr(ema, held_out):.2f} dB"
 
-    plan = TrainingPlan(minutes=minutes, learning_rate=8e-4, ema_decay=0.998)
+    plan = TrainingPlan(minutes=minutes, learning_rate=1e-3, ema_decay=0.998, device=device)
     ema = train("view autoencoder", model, loss, plan, checkpoint, resume=resume, validate=report)
-    return cast(AutoencoderKL, ema)
+    return cast(AutoencoderKL, ema.cpu())
 
 
 def make_objects_prior(
-    data: Path, runs: Path, output: Path, *, autoencoder_minutes: float, denoiser_minutes: float
+    data: Path,
+    runs: Path,
+    output: Path,
+    *,
+    autoencoder_minutes: float,
+    denoiser_minutes: float,
+    device: torch.device | None = None,
 ) -> None:
     """Draw the views, train (or go on training) all networks, write the prior to ``output``.
 
     Checkpoints in ``runs`` make a killed run go on where it was; a finished stage is not trained
     again unless its minutes are raised.
     """
+    device = device or torch.device("cpu")
     draw_split(data, "heldout")
     draw_split(data, "train")
-    autoencoder = cast(
-        AutoencoderKL,
-        round_to_half(
-            train_view_autoencoder(
-                data,
-                runs / "view_autoencoder.safetensors",
-                minutes=autoencoder_minutes,
-                resume=True,
-            )
-        ),
+    trained = train_view_autoencoder(
+        data,
+        runs / "view_autoencoder.safetensors",
+        minutes=autoencoder_minutes,
+        resume=True,
+        device=device,
     )
+    autoencoder = cast(AutoencoderKL, round_to_half(trained))
+    on_gpu = device.type == "cuda"
     networks, mean, std = train_denoiser(
-        encode_views(data, "train", autoencoder, runs),
-        encode_views(data, "heldout", autoencoder, runs),
+        encode_views(data, "train", autoencoder, runs, recolored=on_gpu, device=device),
+        encode_views(data, "heldout", autoencoder, runs, device=device),
         runs / "denoiser.safetensors",
         minutes=denoiser_minutes,
         resume=True,
+        device=device,
     )
-    write_prior(output, autoencoder, networks, mean, std)
+    write_prior(output, autoencoder.cpu(), networks, mean, std)
 
 
 def write_prior(
@@ -346,7 +434,7 @@ def write_prior(
         unshuffle=2,
         image_size=SIDE,
         camera=CameraModel(),
-        name="latentdem objects 1",
+        name="latentdem objects 2",
     )
     save_objects_prior(output, prior, dict(scheduler.config))
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")

@@ -108,7 +108,8 @@ class PoseFreeNet(nn.Module):
         axis = (torch.arange(GRID) + 0.5) * 2 / GRID - 1
         cell = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
         nearest = (cell.abs() - 1 / GRID).clamp_min(0).norm(dim=1)
-        self.cells = torch.nonzero(nearest < 1 / MARGIN)[:, 0]
+        self.cells: Tensor
+        self.register_buffer("cells", torch.nonzero(nearest < 1 / MARGIN)[:, 0], persistent=False)
         self.queries = nn.Parameter(0.5 * torch.randn(1, len(self.cells), width))
         self.decoder = nn.TransformerDecoder(
             nn.TransformerDecoderLayer(
@@ -210,6 +211,15 @@ class Batch:
     wanted: Tensor
     wanted_poses: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(
+            self.given.to(device),
+            self.given_poses.to(device),
+            self.wanted.to(device),
+            self.wanted_poses.to(device),
+        )
+
 
 class ViewSampler:
     """Random views of random objects; the last object of every shard is for validation.
@@ -269,7 +279,7 @@ def pose_free_loss(net: PoseFreeNet, batch: Batch, *, samples_per_ray: int = 40)
 @torch.no_grad()
 def validate_pose_free(net: PoseFreeNet, sampler: ViewSampler, objects: int = 48) -> str:
     """Novel-view PSNR (true poses of the wanted views) and the median azimuth error of pairs."""
-    batch = sampler.sample(objects, 2, 2, seed=0, validation=True)
+    batch = sampler.sample(objects, 2, 2, seed=0, validation=True).to(net.position.device)
     errors, turns = [], []
     for index in range(objects):
         result = net.reconstruct(on_white(batch.given[index]))
@@ -285,27 +295,36 @@ def validate_pose_free(net: PoseFreeNet, sampler: ViewSampler, objects: int = 48
 
 
 def train_pose_free(
-    sampler: ViewSampler, checkpoint: Path, *, minutes: float, objects: int = 4
+    sampler: ViewSampler,
+    checkpoint: Path,
+    *,
+    minutes: float,
+    objects: int | None = None,
+    device: torch.device | None = None,
 ) -> PoseFreeNet:
     """Train for ``minutes`` (goes on from ``checkpoint``) and return the averaged weights."""
+    device = device or torch.device("cpu")
+    objects = objects or {"cpu": 4, "cuda": 24}[device.type]
     torch.manual_seed(0)
     net = PoseFreeNet(CameraModel())
 
     def loss_function(model: nn.Module, step: int) -> Tensor:
         assert isinstance(model, PoseFreeNet)
         given = (2, 3, 2, 1, 2, 3)[step % 6]
-        return pose_free_loss(model, sampler.sample(objects, given, 3, seed=1 + step))
+        return pose_free_loss(model, sampler.sample(objects, given, 3, seed=1 + step).to(device))
 
     def validate(model: nn.Module) -> str:
         assert isinstance(model, PoseFreeNet)
         return validate_pose_free(model, sampler)
 
-    plan = TrainingPlan(minutes=minutes, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995)
+    plan = TrainingPlan(
+        minutes=minutes, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995, device=device
+    )
     trained = train(
         "pose-free", net, loss_function, plan, checkpoint, resume=True, validate=validate
     )
     assert isinstance(trained, PoseFreeNet)
-    return trained
+    return trained.cpu()
 
 
 def save_pose_free(path: Path, net: PoseFreeNet) -> None:
@@ -339,7 +358,14 @@ def load_pose_free(path: Path | str) -> PoseFreeNet:
     return net.eval().requires_grad_(False)
 
 
-def make_pose_free(data: Path, runs: Path, output: Path, *, minutes: float = 22) -> None:
+def make_pose_free(
+    data: Path,
+    runs: Path,
+    output: Path,
+    *,
+    minutes: float = 22,
+    device: torch.device | None = None,
+) -> None:
     """Train (or go on training) on the views in ``data`` and write the regressor to ``output``.
 
     Args:
@@ -347,7 +373,9 @@ def make_pose_free(data: Path, runs: Path, output: Path, *, minutes: float = 22)
         runs: folder of the checkpoint.
         output: safetensors, float16.
         minutes: of training in all.
+        device: where; the CPU unless given.
     """
     sampler = ViewSampler([tensors for _, tensors in read_shards(data, "train")])
-    net = train_pose_free(sampler, runs / "pose_free.safetensors", minutes=minutes)
+    checkpoint = runs / "pose_free.safetensors"
+    net = train_pose_free(sampler, checkpoint, minutes=minutes, device=device)
     save_pose_free(output, net)
