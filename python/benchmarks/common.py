@@ -27,6 +27,7 @@ torch.set_default_device(DEVICE)
 RESULTS = Path(
     os.environ.get("LATENTDEM_BENCH_RESULTS", Path(__file__).resolve().parent / "results")
 )
+GPU_ROUND = 5.0  # milliseconds
 LOAD_BEFORE = os.getloadavg()[0]  # other work, which makes the figures worse
 
 
@@ -41,18 +42,38 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int = 11) -> dict[str, float]:
-    """Median milliseconds of each candidate; one warm-up round is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_index in range(rounds + 1):
-        for name, function in candidates.items():
-            synchronize()
-            started = time.perf_counter()
+def timed(function: Callable[[], Any], calls: int) -> float:
+    """Milliseconds of one of ``calls`` calls in a row; a GPU's own clock, if that is measured."""
+    synchronize()
+    if DEVICE.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
             function()
-            synchronize()
-            elapsed = (time.perf_counter() - started) * 1e3
-            if round_index > 0:
-                times[name].append(elapsed)
+        end.record()
+        synchronize()
+        return begin.elapsed_time(end) / calls
+    started = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - started) * 1e3 / calls
+
+
+def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int = 11) -> dict[str, float]:
+    """Median milliseconds of each candidate; one warm-up round is not counted.
+
+    On a GPU a round is as many calls in a row as take some milliseconds, so that what a launch
+    costs the host does not show where the device is the slower of the two.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    calls = dict.fromkeys(candidates, 1)
+    for name, function in candidates.items():
+        timed(function, 1)
+        if DEVICE.type == "cuda":
+            calls[name] = max(1, min(200, int(GPU_ROUND / max(timed(function, 1), 1e-3))))
+    for _ in range(rounds):
+        for name, function in candidates.items():
+            times[name].append(timed(function, calls[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -80,25 +101,34 @@ def peak_mebibytes(function: Callable[[], Any]) -> float:
     return high_water_mark() - before
 
 
-def in_own_process(script: str, *arguments: str) -> float:
-    """The number that ``script`` prints."""
+def separate_peak(function: Callable[[], Any], script: str, *arguments: str) -> float:
+    """:func:`peak_mebibytes` of ``function``, as ``script arguments`` prints it.
+
+    A GPU's allocator counts for itself: there this process will do.
+    """
+    if DEVICE.type == "cuda":
+        return peak_mebibytes(function)
     command = [sys.executable, script, *arguments]
-    run = subprocess.run(
-        command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    if run.returncode != 0:
+        raise RuntimeError(f"{command} failed:\n{run.stderr[-4000:]}")
     return float(run.stdout)
 
 
 def machine_limits() -> dict[str, float]:
-    """Measured copy bandwidth (read and write, GB/s) and matrix product rate (GFLOP/s)."""
-    source, product = torch.rand(1 << 26), torch.rand(1536, 1536)
+    """Measured copy bandwidth (read and write, GB/s) and matrix product rate (GFLOP/s).
+
+    Both in float32, without TF32, and so large that a GPU has no idle parts.
+    """
+    side, count = (8192, 1 << 28) if DEVICE.type == "cuda" else (1536, 1 << 26)
+    source, product = torch.rand(count), torch.rand(side, side)
     target = torch.empty_like(source)
     times = interleaved(
         {"copy": lambda: target.copy_(source), "matmul": lambda: product @ product}, rounds=7
     )
     return {
         "copy_gb_per_s": 2 * source.nbytes / times["copy"] / 1e6,
-        "matmul_gflop_per_s": 2 * 1536**3 / times["matmul"] / 1e6,
+        "matmul_gflop_per_s": 2 * side**3 / times["matmul"] / 1e6,
     }
 
 
@@ -109,8 +139,8 @@ def machine() -> str:
     return platform.processor() or platform.machine()
 
 
-def store(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write ``results/<name>.json`` and print a table."""
+def store(name: str, rows: list[dict[str, Any]], absent: list[str] | None = None) -> None:
+    """Write ``results/<name>.json`` and print a table; ``absent``: packages that were not there."""
     document = {
         "machine": machine(),
         "threads": torch.get_num_threads(),
@@ -120,6 +150,9 @@ def store(name: str, rows: list[dict[str, Any]]) -> None:
         "limits": machine_limits(),
         "rows": rows,
     }
+    if absent:
+        document["absent"] = absent
+        print("not measured, for want of:", ", ".join(absent))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     for row in rows:

@@ -1,18 +1,24 @@
 """Everything that only a GPU can settle, in one run: ``make gpu-check``.
 
     python python/benchmarks/gpu_check.py -o out/gpu-check
+    python python/benchmarks/gpu_check.py -o out/gpu-check --only build --only tests
 
 1. build      the module with its CUDA kernels, in place, for the architecture that is there
-2. tests      operators and registration with ``LATENTDEM_REQUIRE_CUDA=1``: parity with the CPU,
-              CUDA graphs, no waiting for the host, reproducibility
-3. sanitizer  compute-sanitizer's four tools on every operator
-4. benchmarks against torch, cuFFT and nerfacc, with the achieved share of a copy and of a
+2. tests      registration and the operators' device tests with ``LATENTDEM_REQUIRE_CUDA=1``:
+              parity with the CPU, CUDA graphs, no waiting for the host, reproducibility; and the
+              emulator's tests (tests/cuda_emulation) with the device in the emulator's place
+3. benchmarks against torch, cuFFT and nerfacc, with the achieved share of a copy and of a
               matrix product measured in the same run
+4. sanitizers compute-sanitizer's four tools on every operator
+
+No step stops another.  ``--only`` takes a part of them; what an earlier run left in the output
+folder's ``summary.json`` is kept, replaced by name.
 
 Needs nothing from the network: torch with CUDA, an nvcc of the same major version, cmake, ninja,
-and pytest, hypothesis and nerfacc must be there; what is missing is named at the start.  One log
-for each step, the benchmarks' JSON, and ``summary.json`` lie in the output folder.  The exit code
-is zero only if every step was run and passed.
+pytest and hypothesis must be there; what is missing is named at the start.  Without nerfacc its
+benchmark lacks one candidate, and says so.  One log for each step, the benchmarks' JSON, and
+``summary.json`` lie in the output folder.  The exit code is zero only if every step of this run
+passed; ``complete`` in the summary says whether all have run.
 """
 
 from __future__ import annotations
@@ -28,15 +34,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ("bench_blur", "bench_kernel_map", "bench_volume_render", "bench_roofline")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-MODULES = ("torch", "pytest", "hypothesis", "nerfacc", "numpy")
+MODULES = ("torch", "pytest", "hypothesis", "numpy")
 PROGRAMS = ("cmake", "ninja", "nvcc")
+PARTS = ("build", "tests", "benchmarks", "sanitizers")
+# Plugins of other packages may warn, and warnings are errors here; hypothesis' own may stay.
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+PYTEST += ["-p", "_hypothesis_pytestplugin"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
     """What one command came to."""
 
@@ -47,7 +58,7 @@ class Step:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of every step."""
+    """The variables of every step; steps run side by side, so that none should take all cores."""
     paths = [str(ROOT), str(ROOT / "python"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -56,11 +67,22 @@ def environment(folder: Path) -> dict[str, str]:
         "LATENTDEM_BUILD_NAME": "cmake-gpu",
         "LATENTDEM_BENCH_DEVICE": "cuda",
         "LATENTDEM_BENCH_RESULTS": str(folder),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
 
 
-def run(name: str, command: list[str], folder: Path, limit: float) -> Step:
-    """Run one command, keep its output as ``<name>.log``, and its last line as the detail."""
+def run(
+    name: str, command: list[str], folder: Path, limit: float, extra: dict[str, str] | None = None
+) -> Step:
+    """Run one command, keep its output as ``<name>.log``, and its last line as the detail.
+
+    Args:
+        name: of the step.
+        command: with its arguments.
+        folder: of the log.
+        limit: seconds.
+        extra: variables of this step alone.
+    """
     log = folder / f"{name}.log"
     started = time.perf_counter()
     with log.open("w") as stream:
@@ -68,7 +90,7 @@ def run(name: str, command: list[str], folder: Path, limit: float) -> Step:
             code = subprocess.run(
                 command,
                 cwd=ROOT,
-                env=environment(folder),
+                env=environment(folder) | (extra or {}),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -76,6 +98,9 @@ def run(name: str, command: list[str], folder: Path, limit: float) -> Step:
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1
+        except OSError as error:
+            stream.write(f"{command[0]}: {error}\n")
+            code = 127
     seconds = time.perf_counter() - started
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     detail = f"not done within {limit:.0f} s" if code == -1 else (lines or ["no output"])[-1]
@@ -115,32 +140,74 @@ def architecture() -> str:
     return f"{major}{minor}"
 
 
-def tests(folder: Path, limit: float) -> list[Step]:
+def build(folder: Path) -> list[Step]:
+    """The module in place, by as many jobs as ninja takes."""
+    return [run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], folder, 300)]
+
+
+def tests(folder: Path) -> list[Step]:
     """The test files side by side, since most of them wait for one core."""
-    files = sorted((ROOT / "tests" / "ops").glob("test_*.py"))
+    files = sorted((ROOT / "tests" / "cuda_emulation").glob("test_*_cuda.py"))
+    files += [ROOT / "tests" / "cuda_emulation" / "test_every_operator.py"]
+    files += [ROOT / "tests" / "ops" / "test_blur_device.py"]
     files += sorted((ROOT / "tests" / "registration").glob("test_*.py"))
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    extra = {"LATENTDEM_EMULATION_DEVICE": "cuda", "OMP_NUM_THREADS": "2"}
     with ThreadPoolExecutor(workers) as pool:
-        steps = pool.map(lambda f: run(f"tests-{f.stem}", [*command, str(f)], folder, limit), files)
+        steps = pool.map(
+            lambda f: run(f"tests-{f.stem}", [*PYTEST, str(f)], folder, 180, extra), files
+        )
         return list(steps)
 
 
-def sanitizers(folder: Path, limit: float) -> list[Step]:
-    """compute-sanitizer over one call of each operator on the device."""
+def benchmarks(folder: Path) -> list[Step]:
+    """One after the other: they share a device."""
+    scripts = ROOT / "python" / "benchmarks"
+    return [
+        run(name, [sys.executable, str(scripts / f"{name}.py")], folder, 90) for name in BENCHMARKS
+    ]
+
+
+def sanitizers(folder: Path) -> list[Step]:
+    """compute-sanitizer's tools, side by side, over one float32 call of each operator.
+
+    Without torch's cache of memory every tensor is an allocation of its own, which a kernel cannot
+    leave unseen.  What torch's kernels write must be known to initcheck, so that it watches all.
+    API errors that torch handles are none of ours: every launch here is checked by the launcher.
+    """
     program = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path=f"{cuda_home()}/bin"
     )
     if program is None:
         return [Step("sanitizer", False, 0.0, "compute-sanitizer is not installed")]
     test = ROOT / "tests" / "registration" / "test_device_parity.py"
-    steps = []
-    for tool in SANITIZERS:
-        command = [program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-        command += ["--kernel-regex", "kernel_substring=latentdem"]
-        command += [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
-        steps.append(run(f"sanitizer-{tool}", [*command, "-k", "as_on_the_cpu"], folder, limit))
-    return steps
+    extra = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
+
+    def check(tool: str) -> Step:
+        command = [program, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
+        if tool != "initcheck":
+            command += ["--kernel-name", "kernel_substring=latentdem"]
+        command += [*PYTEST, str(test), "-k", "as_on_the_cpu and float32"]
+        return run(f"sanitizer-{tool}", command, folder, 120, extra)
+
+    with ThreadPoolExecutor(len(SANITIZERS)) as pool:
+        return list(pool.map(check, SANITIZERS))
+
+
+def merged(earlier: dict[str, Any], parts: dict[str, list[Step]], seconds: float) -> dict[str, Any]:
+    """The summary of an earlier run with the parts of this one.
+
+    A part that was run again replaces what it left before, also steps that it has no longer.
+    """
+    before = earlier.get("parts", {})
+    now = {name: [asdict(step) for step in steps] for name, steps in parts.items()}
+    both = {name: now.get(name, before.get(name)) for name in PARTS if name in before | now}
+    return {
+        "passed": all(step["passed"] for steps in both.values() for step in steps),
+        "complete": len(both) == len(PARTS),
+        "seconds": round(seconds + earlier.get("seconds", 0.0), 1),
+        "parts": both,
+    }
 
 
 def main() -> None:
@@ -149,29 +216,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("out/gpu-check"))
-    folder = parser.parse_args().output.resolve()
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
+    arguments = parser.parse_args()
+    folder = arguments.output.resolve()
     absent = missing()
     if absent:
         raise SystemExit("gpu-check needs: " + "; ".join(absent))
+    if not importlib.util.find_spec("nerfacc"):
+        print("nerfacc is not there: volume rendering is compared with plain torch alone")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("LATENTDEM_CUDA_ARCHS", architecture())
+    stored = folder / "summary.json"
+    earlier = json.loads(stored.read_text()) if stored.exists() else {}
     started = time.perf_counter()
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    steps = [run("build", build, folder, 300)]
-    if steps[0].passed:
-        steps += tests(folder, 180)
-        for name in BENCHMARKS:
-            script = str(ROOT / "python" / "benchmarks" / f"{name}.py")
-            steps.append(run(name, [sys.executable, script], folder, 90))
-        steps += sanitizers(folder, 60)
-    summary = {
-        "passed": all(step.passed for step in steps),
-        "seconds": round(time.perf_counter() - started, 1),
-        "steps": [asdict(step) for step in steps],
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"{'passed' if summary['passed'] else 'FAILED'} in {summary['seconds']:.0f} s: {folder}")
-    raise SystemExit(0 if summary["passed"] else 1)
+    functions = {
+        "build": build, "tests": tests, "benchmarks": benchmarks, "sanitizers": sanitizers,
+    }  # fmt: skip
+    parts: dict[str, list[Step]] = {}
+    for name in PARTS:
+        if arguments.only is None or name in arguments.only:
+            began = time.perf_counter()
+            parts[name] = functions[name](folder)
+            seconds = time.perf_counter() - started
+            print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+            # After each part, for a run that is cut short.
+            stored.write_text(json.dumps(merged(earlier, parts, seconds), indent=1) + "\n")
+    passed = all(step.passed for steps in parts.values() for step in steps)
+    seconds = time.perf_counter() - started
+    print(f"{'passed' if passed else 'FAILED'} in {seconds:.0f} s: {folder}")
+    raise SystemExit(0 if passed else 1)
 
 
 if __name__ == "__main__":

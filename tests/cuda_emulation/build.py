@@ -47,6 +47,8 @@ class Launch:
 class Emulated:
     """``torch.ops.latentdem_emulated``, with the seed of the order of threads and blocks."""
 
+    ordered = True
+
     def __init__(self) -> None:
         library = build("latentdem_emulated")
         torch.ops.load_library(library)

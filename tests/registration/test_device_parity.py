@@ -26,7 +26,7 @@ def host_arguments(name, dtype):
 
 
 @pytest.mark.parametrize("name", COMPARABLE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_as_on_the_cpu(name, dtype):
     values = host_arguments(name, dtype)
     bound = 1e-3 if dtype == torch.float32 else 1e-9
@@ -36,6 +36,8 @@ def test_as_on_the_cpu(name, dtype):
         torch.testing.assert_close(right.cpu(), left, rtol=bound, atol=bound * scale)
 
 
+# torch says so once, when the mode is set.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_never_waits_for_the_device(name):
     values = moved(arguments(name), torch.float32)

@@ -162,6 +162,7 @@ class Blurs(Dataset):
         return ext.blur_conv2d(image, torch.ones(1, 1, 11, 11) / 121)[0]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_dataloader_workers():
     ext.blur_conv2d(torch.rand(4, 3, 128, 128), torch.rand(1, 1, 3, 3))  # threads exist already
     batches = list(DataLoader(Blurs(), batch_size=2, num_workers=2))
