@@ -212,6 +212,19 @@ def test_noise_in_the_latents_costs_something():
     assert np.isfinite(autoencoders.noisy_psnr(model, images, noise=3.0))
 
 
+@pytest.mark.parametrize(("shift", "worse"), [(0, True), (2, False)])
+def test_seams_are_seen(monkeypatch, shift, worse):
+    """An error that is constant in blocks of 4 x 4 pixels, in and out of step with the latents'."""
+    generator = torch.Generator().manual_seed(1)
+    steps = torch.rand(1, 3, 17, 17, generator=generator).repeat_interleave(4, 2)
+    error = steps.repeat_interleave(4, 3)[..., shift : shift + 64, shift : shift + 64]
+    image = torch.zeros(1, 3, 64, 64)
+    found = (image + error + 0.01 * torch.rand(image.shape, generator=generator), torch.zeros(()))
+    monkeypatch.setattr(autoencoders, "reconstruct", lambda model, x, sample: found)
+    ratio = autoencoders.seam_ratio(torch.nn.Identity(), [image])
+    assert (ratio > 5) if worse else (ratio < 0.2)
+
+
 def test_make_prior(tiny, tmp_path, monkeypatch):
     """The whole command with tiny networks: labels, sizes and calibration are in the file."""
     for module in (autoencoders, diffusion):

@@ -107,6 +107,23 @@ def noisy_psnr(model: Any, images: list[Tensor], noise: float = LATENT_NOISE) ->
     return total / len(images)
 
 
+@torch.no_grad()
+def seam_ratio(model: nn.Module, images: list[Tensor]) -> float:
+    """How much worse the round trip's gradients are across the borders of 4 x 4 blocks.
+
+    The root-mean-square error of neighbouring pixels' differences across the borders of the pixels
+    that share one latent, over that within: 1 without seams.
+    """
+    across, within = [], []
+    for image in images:
+        error = reconstruct(model, image, sample=False)[0] - image
+        for difference in (error.diff(dim=-1), error.diff(dim=-2).transpose(-1, -2)):
+            border = torch.arange(difference.shape[-1], device=image.device) % 4 == 3
+            across.append(difference[..., border].square().mean())
+            within.append(difference[..., ~border].square().mean())
+    return float((torch.stack(across).mean() / torch.stack(within).mean()).sqrt())
+
+
 def validation_images(folder: Path, device: torch.device | None = None) -> list[Tensor]:
     """Held-out photographs, cropped to multiples of 32, ``[1,3,H,W]`` in [-1, 1]."""
     images = []
@@ -143,7 +160,8 @@ def train_autoencoder(
     def report(ema: nn.Module) -> str:
         return (
             f"held-out PSNR {mean_psnr(ema, held_out):.2f} dB, "
-            f"with noise in the latents {noisy_psnr(ema, held_out):.2f} dB"
+            f"with noise in the latents {noisy_psnr(ema, held_out):.2f} dB, "
+            f"seams {seam_ratio(ema, held_out):.3f}"
         )
 
     return train("autoencoder", model, loss, plan, checkpoint, resume=resume, validate=report)
