@@ -326,7 +326,7 @@ def files(tmp_path_factory):
         prediction_type="v_prediction",
     )
     prior = ObjectsPrior(
-        build_autoencoder(),
+        build_autoencoder(8),
         denoiser,
         ViewEmbedder(8, 16, 16, 1),
         nn.Linear(20, 16),

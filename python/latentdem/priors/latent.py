@@ -39,6 +39,8 @@ class LatentPrior:
         calibration_rmse: pixel RMSE (images in [0, 1]) of ``D(E[z_0 | z_t])``, ``[N]``.
         multiple: image sides are padded to a multiple of this many pixels.
         conditioning: extra keyword arguments of the denoiser (a prompt's embedding, say).
+        classes: names of the denoiser's labels, the one that is asked for by default first
+            (the packaged prior has ``sharp``, ``blurred``, ``unknown``); empty: it has none.
         name: for reports.
     """
 
@@ -53,6 +55,7 @@ class LatentPrior:
     calibration_rmse: Tensor
     multiple: int = 16
     conditioning: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     name: str = "custom"
 
     @property
@@ -83,12 +86,36 @@ class LatentPrior:
             x = F.pixel_shuffle(x, self.unshuffle)
         return (x[..., : size[0], : size[1]] + 1) / 2
 
-    def predict(self, noisy: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        """``(E[z_0 | z_t], E[epsilon | z_t])`` of latents at ``timestep``."""
+    def _condition(self, label: str | None, noisy: Tensor) -> dict[str, Any]:
+        """Keyword arguments of the denoiser for ``label`` (a name in ``classes``)."""
+        if label is None and not self.classes:
+            return self.conditioning
+        if label is not None and label not in self.classes:
+            known = ", ".join(self.classes) or "none"
+            raise ValueError(f"label {label!r} is not one of the prior's: {known}")
+        index = 0 if label is None else self.classes.index(label)
+        labels = torch.full((len(noisy),), index, device=noisy.device)
+        return {**self.conditioning, "class_labels": labels}
+
+    def predict(
+        self, noisy: Tensor, timestep: int, label: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(E[z_0 | z_t], E[epsilon | z_t])`` of latents at ``timestep``.
+
+        Args:
+            noisy: ``[B,c,h,w]``.
+            timestep: of all of them.
+            label: one of ``classes``, by default the first; a prior without classes takes none.
+
+        Raises:
+            ValueError: the prior has no such label.
+        """
         abar = float(self.alphas_cumprod[timestep])
         signal, noise = abar**0.5, (1 - abar) ** 0.5
         output = self.denoiser(
-            noisy.contiguous(memory_format=torch.channels_last), timestep, **self.conditioning
+            noisy.contiguous(memory_format=torch.channels_last),
+            timestep,
+            **self._condition(label, noisy),
         ).sample
         if self.prediction_type == "v_prediction":
             return signal * noisy - noise * output, noise * noisy + signal * output
@@ -185,6 +212,7 @@ def save_prior(
     metadata = {
         "name": prior.name,
         "unshuffle": str(prior.unshuffle),
+        "classes": json.dumps(prior.classes),
         "autoencoder": json.dumps(autoencoder_config),
         "denoiser": json.dumps(denoiser_config),
         "scheduler": json.dumps(scheduler_config),
@@ -219,6 +247,12 @@ def _config(text: str) -> dict[str, Any]:
     return {k: v for k, v in json.loads(text).items() if not k.startswith("_")}
 
 
+def network_multiple(autoencoder: AutoencoderKL, denoiser: UNet2DModel, unshuffle: int) -> int:
+    """The pixels that image sides must be a multiple of, for both networks to halve evenly."""
+    halvings = sum(len(net.config.block_out_channels) - 1 for net in (autoencoder, denoiser))
+    return unshuffle * 2**halvings
+
+
 def load_prior(path: Path | str | None = None) -> LatentPrior:
     """Load the packaged natural-image prior, or one written by ``latentdem train-prior``.
 
@@ -249,5 +283,7 @@ def load_prior(path: Path | str | None = None) -> LatentPrior:
         unshuffle=int(metadata["unshuffle"]),
         calibration_timesteps=tensors["calibration_timesteps"],
         calibration_rmse=tensors["calibration_rmse"],
+        multiple=network_multiple(autoencoder, denoiser, int(metadata["unshuffle"])),
+        classes=tuple(json.loads(metadata.get("classes", "[]"))),
         name=metadata["name"],
     )

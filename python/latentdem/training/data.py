@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -34,13 +35,14 @@ MAX_SIDE = 1600
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the manifest."""
+    """One file of the manifest; ``dhash`` is its :func:`difference_hash` as 16 hex digits."""
 
     package: str
     path: str
     sha256: str
     split: str
     weight: float
+    dhash: str = ""
 
 
 def read_manifest(path: Path = MANIFEST) -> list[Source]:
@@ -74,7 +76,15 @@ def fetch(folder: Path, sources: Iterable[Source]) -> None:
 
 
 def _read_bytes(folder: Path, source: Source) -> bytes:
-    """Read one file; ``archive.pk3!inner`` names a member of a zip archive."""
+    """Read one file.
+
+    ``archive.pk3!inner`` names a member of a zip archive, ``resources.rcc@start+length`` bytes of
+    a Qt resource file, which keeps pictures as they are.
+    """
+    outer, _, span = source.path.partition("@")
+    if span:
+        start, length = (int(number) for number in span.split("+"))
+        return (folder / source.package / outer).read_bytes()[start : start + length]
     outer, _, inner = source.path.partition("!")
     path = folder / source.package / outer
     if not inner:
@@ -95,6 +105,22 @@ def gradient_ratio(image: np.ndarray) -> float:
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     half = image[:height, :width].reshape(height // 2, 2, width // 2, 2, -1).mean((1, 3))
     return energy(image) / max(energy(half), 1e-9)
+
+
+def difference_hash(image: Image.Image) -> int:
+    """64 bits that nearly survive scaling, recompression and exposure (dHash).
+
+    Bit (r, c): is pixel (r, c) of the 9 x 8 reduction in grey darker than its right neighbour?
+    Two versions of one picture differ in a few bits, unrelated pictures in about 32.
+    """
+    grey = image.convert("L").resize((9, 8), Image.Resampling.BOX)
+    pixels = np.asarray(grey, dtype=np.int16)
+    return int.from_bytes(np.packbits(pixels[:, :-1] < pixels[:, 1:]).tobytes(), "big")
+
+
+def hash_distance(a: int, b: int) -> int:
+    """Number of bits in which two difference hashes disagree."""
+    return (a ^ b).bit_count()
 
 
 def shrink_until_sharp(image: Image.Image) -> Image.Image | None:
@@ -200,3 +226,116 @@ class CropSampler:
         gain = torch.from_numpy(self.rng.uniform(0.7, 1.0, (count, 1, 1, 1))).float()
         shift = torch.from_numpy(self.rng.uniform(-1.0, 1.0, (count, 1, 1, 1))).float()
         return images * gain + shift * (1 - gain)
+
+
+CELL = 32
+"""Side in pixels of the cells by whose contrast :class:`PictureBank` draws its crops."""
+
+
+class PictureBank:
+    """Random crops of pictures that lie in the memory of a device, drawn without a loop.
+
+    Every picture is there twice if it is large: as it is and at half size.  Crops centre on
+    cells of 32 x 32 pixels, drawn by contrast, so that flat ones are thinned out.
+
+    Args:
+        images: what :func:`load_images` returned.
+        device: where the pictures and crops live.
+        seed: seed of the bank's own generator.
+    """
+
+    def __init__(
+        self, images: list[tuple[Tensor, float]], device: torch.device, *, seed: int
+    ) -> None:
+        self.device = device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        pixels: list[Tensor] = []
+        shapes: list[tuple[int, int, int]] = []
+        cells: list[Tensor] = []
+        for image, weight in images:
+            versions = [image]
+            if min(image.shape[1:]) >= 2 * MIN_SIDE:
+                versions.append(F.avg_pool2d(image.float(), 2).round().to(torch.uint8))
+            for version in versions:
+                height, width = version.shape[1:]
+                cells.append(_cells(version, len(shapes), weight))
+                shapes.append((sum(len(p) for p in pixels), height, width))
+                pixels.append(version.permute(1, 2, 0).reshape(-1, 3))
+        self.pixels = torch.cat(pixels).to(device)  # [P,3] uint8: all pictures, row by row
+        self.shapes = torch.tensor(shapes, device=device)  # [N,3]: first pixel, height, width
+        table = torch.cat(cells)
+        self.cells = table[:, :3].long().to(device)  # [K,3]: picture, row, column
+        self.weights = table[:, 3].to(device)  # [K] float64
+        self._cumulative: dict[int, Tensor] = {}
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Random numbers in [0, 1) of the bank's own generator, on its device."""
+        return torch.rand(*shape, device=self.device, generator=self.generator)
+
+    def _draw_cells(self, count: int, size: int) -> Tensor:
+        """``[count,3]`` rows of the cell table, of pictures that hold crops of ``size``."""
+        if size not in self._cumulative:
+            large = (self.shapes[self.cells[:, 0], 1:] >= size).all(1)
+            if not bool(large.any()):
+                raise ValueError(f"no picture is as large as the crops, {size} pixels")
+            total = (self.weights * large).cumsum(0)
+            self._cumulative[size] = total / total[-1].clone()
+        # Double: a million small steps would be lost in float32.
+        places = torch.rand(
+            count, dtype=torch.float64, device=self.device, generator=self.generator
+        )
+        index = torch.searchsorted(self._cumulative[size], places, right=True)
+        return self.cells[index.clamp_max(len(self.cells) - 1)]
+
+    def crops(self, count: int, size: int) -> Tensor:
+        """``[count,3,size,size]`` uint8: flipped, sometimes turned or with permuted channels."""
+        picture, *corner = self._draw_cells(count, size).unbind(1)
+        first, *sides = self.shapes[picture].unbind(1)
+        lines = []
+        for start, side, share in zip(corner, sides, (0.15, 0.5), strict=True):
+            flip = self.uniform(count) < share
+            jitter = (self.uniform(count) * CELL).long()
+            place = (start + jitter - size // 2).clamp_min(0).minimum(side - size)
+            steps = torch.arange(size, device=self.device)
+            steps = torch.where(flip[:, None], size - 1 - steps, steps)
+            lines.append(place[:, None] + steps)  # [count,size]
+        rows, columns = lines
+        turned = (self.uniform(count) < 0.15)[:, None, None]
+        y = torch.where(turned, rows[:, None, :], rows[:, :, None])
+        x = torch.where(turned, columns[:, :, None], columns[:, None, :])
+        index = first[:, None, None] + y * sides[1][:, None, None] + x
+        images = self.pixels[index].permute(0, 3, 1, 2)  # channels_last in memory
+        order = self.uniform(count, 3).argsort(1)
+        order = torch.where(
+            self.uniform(count, 1) < 0.25, order, torch.arange(3, device=self.device)
+        )
+        return images.gather(1, order[:, :, None, None].expand_as(images))
+
+    def batch(self, count: int, size: int) -> Tensor:
+        """Crops as float32 in [-1, 1] with varying exposure and contrast, channels_last."""
+        images = self.crops(count, size).float() / 127.5 - 1
+        # Exposure and contrast vary between cameras; the prior should not care.
+        gain = 0.7 + 0.3 * self.uniform(count, 1, 1, 1)
+        shift = 2 * self.uniform(count, 1, 1, 1) - 1
+        images = images * gain + shift * (1 - gain)
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def _cells(image: Tensor, index: int, weight: float) -> Tensor:
+    """``[K,4]`` float64 rows (index, row, column, weight) of the cells of ``image [3,H,W]``.
+
+    A picture counts by the root of its area, a cell by its mean absolute gradient.
+    """
+    grey = image.float().mean(0)
+    contrast = torch.zeros_like(grey)
+    contrast[1:] += (grey[1:] - grey[:-1]).abs()
+    contrast[:, 1:] += (grey[:, 1:] - grey[:, :-1]).abs()
+    means = F.avg_pool2d(contrast[None], CELL, ceil_mode=True)[0].double()
+    interest = (means / 12 + 0.03).clamp_max(1) * weight / grey.numel() ** 0.5
+    rows, columns = torch.meshgrid(
+        torch.arange(means.shape[0]), torch.arange(means.shape[1]), indexing="ij"
+    )
+    owner = torch.full_like(interest, index)
+    return torch.stack(
+        [owner, CELL * rows.double(), CELL * columns.double(), interest], -1
+    ).reshape(-1, 4)

@@ -7,28 +7,44 @@ from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
 
 from latentdem.priors.kernel import KernelDenoiserNet, save_kernel_prior
-from latentdem.priors.latent import LatentPrior, load_prior, save_prior
+from latentdem.priors.latent import LatentPrior, load_prior, network_multiple, save_prior
 from latentdem.training.answers import collect_answers
-from latentdem.training.autoencoder import mean_psnr, train_autoencoder, validation_images
-from latentdem.training.common import round_to_half
+from latentdem.training.autoencoder import (
+    mean_psnr,
+    noisy_psnr,
+    train_autoencoder,
+    validation_images,
+)
+from latentdem.training.common import choose_device, round_to_half
 from latentdem.training.data import fetch, read_manifest
-from latentdem.training.diffusion import SCHEDULER, train_diffusion
+from latentdem.training.diffusion import CLASSES, SCHEDULER, train_diffusion
 from latentdem.training.kernel_denoiser import train_kernel_prior
 
 
 def make_prior(
-    data: Path, runs: Path, output: Path, *, autoencoder_minutes: float, diffusion_minutes: float
+    data: Path,
+    runs: Path,
+    output: Path,
+    *,
+    autoencoder_minutes: float,
+    diffusion_minutes: float,
+    device: torch.device | None = None,
 ) -> None:
     """Train (or go on training) both networks and write the prior to ``output``.
 
     Checkpoints in ``runs`` make a killed run go on where it was; a finished stage is not
-    trained again unless its minutes are raised.
+    trained again unless its minutes are raised.  ``device``: where to train, by default on a GPU
+    if there is one; calibration is on the CPU, where the prior is mostly used.
     """
     fetch(data, read_manifest())
+    device = choose_device() if device is None else device
     checkpoint = runs / "autoencoder.safetensors"
-    trained = train_autoencoder(data, checkpoint, minutes=autoencoder_minutes, resume=True)
+    trained = train_autoencoder(
+        data, checkpoint, minutes=autoencoder_minutes, resume=True, device=device
+    )
     autoencoder = cast(AutoencoderKL, round_to_half(trained))
     denoiser, mean, std = train_diffusion(
         data,
@@ -36,12 +52,31 @@ def make_prior(
         runs / "diffusion.safetensors",
         minutes=diffusion_minutes,
         resume=True,
+        device=device,
     )
+    write_prior(data, output, autoencoder, denoiser, mean, std)
+
+
+def write_prior(
+    data: Path,
+    output: Path,
+    autoencoder: AutoencoderKL,
+    denoiser: nn.Module,
+    mean: Tensor,
+    std: Tensor,
+) -> LatentPrior:
+    """Calibrate trained networks on the validation photographs in ``data`` and write a prior.
+
+    ``mean`` and ``std`` are those of the latents, ``[c]``.  The weights are rounded to half
+    precision first, so that the figures are those of the file.
+    """
+    autoencoder = cast(AutoencoderKL, round_to_half(autoencoder).cpu())
+    unet = cast(UNet2DModel, round_to_half(denoiser).cpu())
     scheduler = DDIMScheduler(**SCHEDULER)
     held_out = validation_images(data)
     prior = LatentPrior(
         autoencoder=autoencoder,
-        denoiser=round_to_half(denoiser),
+        denoiser=unet,
         alphas_cumprod=scheduler.alphas_cumprod,
         prediction_type=scheduler.config.prediction_type,
         latent_mean=mean[:, None, None],
@@ -49,20 +84,26 @@ def make_prior(
         unshuffle=2,
         calibration_timesteps=torch.empty(0),
         calibration_rmse=torch.empty(0),
-        name="latentdem natural images 1",
+        multiple=network_multiple(autoencoder, unet, 2),
+        classes=CLASSES,
+        name="latentdem natural images 2",
     )
     prior.calibrate([(image + 1) / 2 for image in held_out])
     save_prior(
         output,
         prior,
         autoencoder_config=dict(autoencoder.config),
-        denoiser_config=dict(cast(UNet2DModel, denoiser).config),
+        denoiser_config=dict(unet.config),
         scheduler_config=dict(scheduler.config),
     )
-    print(f"held-out round trip {mean_psnr(autoencoder, held_out):.2f} dB")
+    print(
+        f"held-out round trip {mean_psnr(autoencoder, held_out):.2f} dB, "
+        f"with noise in the latents {noisy_psnr(autoencoder, held_out):.2f} dB"
+    )
     for timestep, rmse in zip(prior.calibration_timesteps, prior.calibration_rmse, strict=True):
         print(f"t = {int(timestep):4d}  pixel RMSE {float(rmse):.4f}")
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return prior
 
 
 def make_kernel_prior(
