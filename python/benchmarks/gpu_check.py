@@ -183,15 +183,17 @@ def sanitizers(folder: Path) -> list[Step]:
     test = ROOT / "tests" / "registration" / "test_device_parity.py"
     extra = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
 
-    def check(tool: str) -> Step:
-        command = [program, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
+    def check(number: int) -> Step:
+        tool, port = SANITIZERS[number], str(49152 + 100 * number)
+        command = [program, "--tool", tool, "--port", port, "--error-exitcode", "9"]
+        command += ["--report-api-errors", "no"]
         if tool != "initcheck":
             command += ["--kernel-name", "kernel_substring=latentdem"]
         command += [*PYTEST, str(test), "-k", "as_on_the_cpu and float32"]
         return run(f"sanitizer-{tool}", command, folder, 120, extra)
 
     with ThreadPoolExecutor(len(SANITIZERS)) as pool:
-        return list(pool.map(check, SANITIZERS))
+        return list(pool.map(check, range(len(SANITIZERS))))
 
 
 def merged(earlier: dict[str, Any], parts: dict[str, list[Step]], seconds: float) -> dict[str, Any]:

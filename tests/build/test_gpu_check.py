@@ -78,8 +78,8 @@ def test_a_step_that_fails_says_why(script, monkeypatch, tmp_path):
     assert (step.passed, step.detail) == (False, "last")
     slow = script.run("c", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, 0.5)
     assert slow.detail == "not done within 0 s"
-    given = [sys.executable, "-c", "import os; print(os.environ['GIVEN'])"]
-    assert script.run("d", given, tmp_path, 30, {"GIVEN": "here"}).detail == "here"
+    given = [sys.executable, "-c", "import os; print(os.environ['LATENTDEM_GIVEN'])"]
+    assert script.run("d", given, tmp_path, 30, {"LATENTDEM_GIVEN": "here"}).detail == "here"
 
 
 def test_every_file_of_the_test_step_exists(script, monkeypatch, tmp_path):
