@@ -86,8 +86,12 @@ def train_objects_prior(
     output: TrainedPrior = Path("objects.safetensors"),
     data: Views = Path("data/objects"),
     runs: Checkpoints = Path("runs"),
-    autoencoder_minutes: Annotated[float, typer.Option(help="Minutes for the autoencoder.")] = 6,
-    denoiser_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 75,
+    autoencoder_minutes: Annotated[
+        float, typer.Option(help="Minutes for the autoencoder; the default is for a GPU.")
+    ] = 2,
+    denoiser_minutes: Annotated[
+        float, typer.Option(help="Minutes for the denoiser; a laptop needs hours.")
+    ] = 10,
     device: Device = "auto",
 ) -> None:
     """Train the objects prior: draw 10,000 objects, then an autoencoder and the denoiser.

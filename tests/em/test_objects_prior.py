@@ -30,13 +30,8 @@ from latentdem.priors.objects import (
 from latentdem.training.diffusion import SCHEDULER
 from latentdem.training.object_shapes import procedural_shape
 from latentdem.training.object_views import TEXTURED, object_names, on_white
-from latentdem.training.objects import (
-    RECOLORED,
-    ConditionalDenoiser,
-    PairSampler,
-    encode_views,
-    pair_loss,
-)
+from latentdem.training.objects import ConditionalDenoiser, PairSampler, pair_loss
+from latentdem.training.view_autoencoder import RECOLORED, encode_views
 
 pybullet = pytest.importorskip("pybullet", reason="pybullet draws the objects")
 

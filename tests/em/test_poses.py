@@ -1,5 +1,7 @@
 """Poses from the denoising loss, on a stand-in prior of known geometry."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from object_stand_in import TRUE_POSES, exact_prior
@@ -19,7 +21,7 @@ from latentdem.em.poses import (
 from latentdem.em.reconstruct_settings import PoseSettings
 from latentdem.operators.pose import wrap_degrees
 
-QUICK = PoseSettings(azimuth_step=30, levels=(0.5,), modes=2, iterations=3)
+QUICK = PoseSettings(azimuth_step=30, grid_levels=(0.5,), levels=(0.5,), modes=2, iterations=3)
 
 
 def make_score(views=2, bias=4.0, settings=QUICK, **options):
@@ -35,11 +37,14 @@ def pair():
 
 def test_grid_finds_a_turn_of_sixty_degrees():
     score = make_score()
-    azimuths, table = score_grid(score)
-    assert float(azimuths[table[0, 1].argmin()]) == 60
-    # The way back is the mirror image.
-    assert float(azimuths[table[1, 0].argmin()]) == 300
-    torch.testing.assert_close(table[1, 0, 1:], table[0, 1, 1:].flip(0))
+    grid = score_grid(score)
+    assert float(grid.azimuths[grid.pairs[0, 1, 0, 0].argmin()]) == 60
+    # Elevations beyond the prior's range become its border, a known one stays.
+    low, high = score.prior.camera.elevation
+    assert float(grid.elevations.min()) >= low and float(grid.elevations.max()) <= high
+    known = score_grid(make_score(elevation=20.0))
+    assert known.elevations[0].tolist() == [20.0] * 3
+    assert len(set(known.elevations[1].tolist())) == 3
 
 
 def test_refinement_comes_within_a_few_degrees(pair):
@@ -74,16 +79,33 @@ def test_refinement_never_climbs():
 
 
 def test_three_views_use_all_pairs():
-    score = make_score(views=3)
-    azimuths, table = score_grid(score)
-    hypotheses, losses = combine(azimuths, table)
-    angles = wrap_degrees(azimuths[hypotheses[0]])
+    score = make_score(views=3, settings=replace(QUICK, elevation_offsets=()))
+    grid = score_grid(score)
+    hypotheses, losses = combine(grid, score.given.radius)
+    angles = hypotheses[0, :, 1]
     assert float(wrap_degrees(angles - TRUE_POSES[:, 1]).abs().max()) <= 15
     # The best sum over all pairs, by trying every one.
-    count = len(azimuths)
+    count = len(grid.azimuths)
+    table = grid.pairs[:, :, 0, 0]
     a = torch.arange(count)
     total = table[0, 1][:, None] + table[0, 2][None] + table[1, 2][(a[None] - a[:, None]) % count]
     assert float(losses[0]) == pytest.approx(float(total.min()), rel=1e-5)
+
+
+def test_combination_of_a_pair_is_exact():
+    score = make_score(bias=20.0)
+    grid = score_grid(score)
+    poses, losses = combine(grid, score.given.radius)
+    total = grid.pairs[0, 1] + (grid.single[0][:, None] + grid.single[1])[..., None]
+    assert float(losses[0]) == pytest.approx(float(total.min()), rel=1e-6)
+    e, f, a = (int(i) for i in torch.nonzero(total == total.min())[0])
+    found = [grid.elevations[0, e], grid.elevations[1, f], wrap_degrees(grid.azimuths[a])]
+    assert [float(v) for v in found] == [float(v) for v in (*poses[0, :, 0], poses[0, 1, 1])]
+    # Its entries are the losses of these poses.
+    zero, one = torch.tensor([0]), torch.tensor([1])
+    ends = poses[:1, 0], poses[:1, 1]
+    both = score.losses(zero, one, *ends) + score.losses(one, zero, *ends[::-1])
+    torch.testing.assert_close(grid.pairs[0, 1, e, f, a], both[0], rtol=1e-4, atol=1e-4)
 
 
 def test_same_result_every_time_and_alone(pair):

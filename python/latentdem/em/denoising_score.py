@@ -101,7 +101,7 @@ class DenoisingScore:
         *,
         elevation: float | None = None,
     ) -> None:
-        self.prior, self.given, self.settings = prior, given, settings
+        self.prior, self.given, self.settings, self.seed = prior, given, settings, seed
         self.elevation_std = torch.full_like(given.elevation, settings.elevation_std)
         if elevation is not None:
             self.given = replace(given, elevation=given.elevation.clone())
@@ -118,7 +118,7 @@ class DenoisingScore:
         abar = prior.alphas_cumprod.to(latents)[self.timesteps][:, None, None, None]
         self.noisy = abar.sqrt() * latents[:, None] + (1 - abar).sqrt() * self.noise
         self.scale = self._weights(prior.alphas_cumprod[timesteps]).to(latents).sqrt()
-        self.evaluations = 0
+        self._counter = [0]
 
     def _weights(self, abar: Tensor) -> Tensor:
         """``[L]`` quadrature of dlambda, over the draws and the temperature."""
@@ -131,6 +131,19 @@ class DenoisingScore:
             share = edges[:-1] - edges[1:]
         share = share.repeat_interleave(self.settings.noises) / self.settings.noises
         return share / self.settings.temperature
+
+    def at_levels(self, levels: tuple[float, ...]) -> DenoisingScore:
+        """The same likelihood by other noise levels, counting its evaluations with this one's."""
+        other = DenoisingScore(
+            self.prior, self.given, replace(self.settings, levels=levels), self.seed
+        )
+        other.elevation_std, other._counter = self.elevation_std, self._counter
+        return other
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network, so far."""
+        return self._counter[0]
 
     def pairs(self) -> list[tuple[int, int]]:
         """Ordered pairs (given view, explained view)."""
@@ -153,7 +166,7 @@ class DenoisingScore:
             source_pose.repeat_interleave(levels, 0),
             target_pose.repeat_interleave(levels, 0),
         )
-        self.evaluations += batch * levels
+        self._counter[0] += batch * levels
         errors = (epsilon.unflatten(0, (batch, levels)) - self.noise).flatten(2)
         return errors * self.scale[:, None]
 

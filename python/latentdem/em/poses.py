@@ -1,7 +1,7 @@
-"""Relative poses of K views from the prior alone: a grid of azimuths, then Gauss-Newton.
+"""Relative poses of K views from the prior alone: a grid of angles, then Gauss-Newton.
 
-The loss of a pose has many valleys, so the search starts from a grid; all pairs of views count,
-in both directions.
+The loss of a pose has many valleys, so the search starts from a grid of azimuths and elevations;
+all pairs of views count, in both directions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentdem.em.denoising_score import DenoisingScore, NormalEquations
+from latentdem.em.denoising_score import _KNOWN_STD, DenoisingScore, NormalEquations
 from latentdem.operators.pose import wrap_degrees, wrap_pose
 
 _BEAM = 256  # partial hypotheses kept while views join one by one
@@ -20,6 +20,25 @@ _STEP_LIMIT = (10.0, 15.0, 0.2)  # of one Gauss-Newton step: elevation, azimuth,
 _MAX_ELEVATION = 80.0  # near a pole the azimuth means nothing
 
 Callback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PoseGrid:
+    """Losses of all pairs of K views over azimuths and elevations.
+
+    Args:
+        azimuths: ``[A]`` degrees.
+        elevations: ``[K,E]`` degrees, of each view.
+        pairs: ``[K,K,E,E,A]``: entry (i, j, e, f, a) with i < j is the loss of azimuth(j) -
+            azimuth(i) = azimuths[a] at the elevations e of view i and f of view j, both directions
+            added; (j, i) is zero.
+        single: ``[K,E]``: the prior loss of the elevations.
+    """
+
+    azimuths: Tensor
+    elevations: Tensor
+    pairs: Tensor
+    single: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class PoseEstimate:
         loss: of the best mode.
         modes: ``[M,K,3]`` refined hypotheses, best first.
         mode_losses: ``[M]``.
-        tables: azimuth grid ``[A]`` and losses ``[K,K,A]`` of (i, j) over azimuth j - azimuth i.
+        grid: where the search started; ``None`` from a random start.
     """
 
     poses: Tensor
@@ -45,7 +64,7 @@ class PoseEstimate:
     loss: float
     modes: Tensor
     mode_losses: Tensor
-    tables: tuple[Tensor, Tensor] | None = None
+    grid: PoseGrid | None = None
 
 
 def radius_limits(camera_radius: tuple[float, float]) -> tuple[float, float]:
@@ -62,31 +81,42 @@ def initial_poses(score: DenoisingScore, azimuths: Tensor) -> Tensor:
     return torch.stack((elevation, wrap_degrees(azimuths), radius), -1)
 
 
-def score_grid(score: DenoisingScore, callback: Callback | None = None) -> tuple[Tensor, Tensor]:
-    """Losses of every pair of views over the azimuth grid, at the embedder's elevations.
+def score_grid(score: DenoisingScore, callback: Callback | None = None) -> PoseGrid:
+    """Losses of every pair of views over the grid, at the embedder's radii.
 
-    Returns:
-        Azimuths ``[A]`` in degrees, and ``[K,K,A]``: entry (i, j, a) is the loss of
-        azimuth(j) - azimuth(i) = a, both directions added; (j, i) holds the mirror image.
+    The embedder sees an elevation only roughly, so each view's is tried above and below, too.
     """
-    given = score.given
-    azimuths = torch.arange(round(360 / score.settings.azimuth_step)).to(given.latents)
-    azimuths = azimuths * score.settings.azimuth_step
-    views, count = len(given), len(azimuths)
-    table = given.latents.new_zeros(views, views, count)
+    settings, given = score.settings, score.given
+    coarse = score.at_levels(settings.grid_levels)
+    azimuths = torch.arange(round(360 / settings.azimuth_step)).to(given.latents)
+    azimuths = azimuths * settings.azimuth_step
+    # Within the range that the prior knows; what lies beyond becomes the border.
+    low, high = score.prior.camera.elevation
+    offsets = azimuths.new_tensor((0.0, *settings.elevation_offsets))
+    inside = (given.elevation[:, None] + offsets).clamp(low, high)
+    free = (score.elevation_std > _KNOWN_STD)[:, None] & (offsets != 0)
+    elevations = torch.where(free, inside, given.elevation[:, None])
+    views, tried, count = len(given), len(offsets), len(azimuths)
+    losses = given.latents.new_zeros(views, views, tried, tried, count)
     pairs = [(i, j) for i in range(views) for j in range(i + 1, views)]
     for done, (i, j) in enumerate(pairs):
-        angles = torch.zeros(count, views).to(azimuths)
-        angles[:, j] = azimuths
-        poses = initial_poses(score, angles)
-        source = torch.full((count,), i, device=azimuths.device)
+        # Elevations that coincide at the border are computed once.
+        first, where_first = elevations[i].unique(return_inverse=True)
+        second, where_second = elevations[j].unique(return_inverse=True)
+        e, f, a = torch.meshgrid(first, second, azimuths, indexing="ij")
+        shape, zero = e.shape, torch.zeros_like(a)
+        ends = [
+            torch.stack((height, azimuth, given.radius[k].expand(shape)), -1).flatten(0, 2)
+            for k, height, azimuth in ((i, e, zero), (j, f, a))
+        ]
+        source = torch.full((len(ends[0]),), i, device=azimuths.device)
         target = torch.full_like(source, j)
-        table[i, j] = score.losses(source, target, poses[:, i], poses[:, j])
-        table[i, j] += score.losses(target, source, poses[:, j], poses[:, i])
-        table[j, i] = table[i, j][(-torch.arange(count)) % count]
+        both = coarse.losses(source, target, *ends) + coarse.losses(target, source, *ends[::-1])
+        losses[i, j] = both.unflatten(0, shape)[where_first][:, where_second]
         if callback is not None:
             callback(done + 1, len(pairs))
-    return azimuths, table
+    single = 0.5 * ((elevations - given.elevation[:, None]) / score.elevation_std[:, None]) ** 2
+    return PoseGrid(azimuths, elevations, losses, single)
 
 
 def settle_elevations(score: DenoisingScore, poses: Tensor) -> Tensor:
@@ -105,29 +135,40 @@ def settle_elevations(score: DenoisingScore, poses: Tensor) -> Tensor:
     return poses
 
 
-def combine(azimuths: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Azimuths of all views from the pairs' tables, by beam search, view after view.
+def combine(grid: PoseGrid, radii: Tensor) -> tuple[Tensor, Tensor]:
+    """Poses of all views from the pairs' losses, by beam search, view after view.
 
-    Exact for two views, and for three when the grid has at most 256 points.
+    Exact for two views if the grid has at most 256 points a view.
+
+    Args:
+        grid: of K views.
+        radii: ``[K]``.
 
     Returns:
-        Hypotheses ``[B,K]`` as grid indices, best first (the first column is zero: the gauge),
-        and their losses ``[B]``.
+        Hypotheses ``[B,K,3]``, best first (the first azimuth is zero: the gauge), and their losses
+        ``[B]``.
     """
-    views, count = len(table), len(azimuths)
-    hypotheses = torch.zeros(1, 1, dtype=torch.long, device=table.device)
-    losses = table.new_zeros(1)
+    views, tried, count = len(grid.elevations), grid.elevations.shape[1], len(grid.azimuths)
+    device = grid.azimuths.device
+    heights = torch.arange(tried, device=device)[:, None]  # [B,1]: indices of the views so far
+    turns = torch.zeros_like(heights)
+    losses = grid.single[0].clone()
+    points = torch.arange(tried * count, device=device)
+    height, turn = points // count, points % count
     for j in range(1, views):
-        candidates = torch.arange(count, device=table.device)
-        added = table.new_zeros(len(hypotheses), count)
+        added = grid.single[j][height].expand(len(heights), -1).clone()
         for i in range(j):
-            difference = (candidates[None] - hypotheses[:, i, None]) % count
-            added += table[i, j][difference]
+            difference = (turn - turns[:, i, None]) % count
+            added += grid.pairs[i, j][heights[:, i, None], height, difference]
         total = (losses[:, None] + added).flatten()
         order = total.argsort(stable=True)[:_BEAM]
-        hypotheses = torch.cat((hypotheses[order // count], candidates[order % count][:, None]), 1)
+        row, point = order // len(points), order % len(points)
+        heights = torch.cat((heights[row], height[point, None]), 1)
+        turns = torch.cat((turns[row], turn[point, None]), 1)
         losses = total[order]
-    return hypotheses, losses
+    elevations = grid.elevations[torch.arange(views, device=device), heights]
+    azimuths = wrap_degrees(grid.azimuths[turns])
+    return torch.stack((elevations, azimuths, radii.expand_as(azimuths)), -1), losses
 
 
 def separated(azimuths: Tensor, losses: Tensor, modes: int, separation: float) -> list[int]:
@@ -218,13 +259,11 @@ def estimate_poses(
         return None if callback is None else lambda done, total: callback(phase, done, total)
 
     settings = score.settings
-    tables = None
+    grid = None
     if start == "grid":
-        azimuths, table = tables = score_grid(score, on("grid"))
-        hypotheses, losses = combine(azimuths, table)
-        angles = azimuths[hypotheses]
-        kept = separated(angles, losses, settings.modes, settings.separation)
-        first = settle_elevations(score, initial_poses(score, angles[kept]))
+        grid = score_grid(score, on("grid"))
+        first, losses = combine(grid, score.given.radius)
+        first = first[separated(first[..., 1], losses, settings.modes, settings.separation)]
     else:
         generator = torch.Generator().manual_seed(seed)
         angles = 360 * torch.rand(1, len(score.given), generator=generator).to(
@@ -245,7 +284,7 @@ def estimate_poses(
         loss=float(mode_losses[0]),
         modes=modes,
         mode_losses=mode_losses,
-        tables=tables,
+        grid=grid,
     )
 
 

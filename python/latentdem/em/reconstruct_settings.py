@@ -15,13 +15,15 @@ class PoseSettings:
 
     azimuth_step: float = 15.0
     """Spacing of the azimuth grid in degrees; divides 360."""
-    elevation_offsets: tuple[float, ...] = (-20.0, -10.0, 10.0, 20.0)
-    """Other elevations that are tried for each view, against the embedder's, in degrees."""
-    levels: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)
-    """Noise levels t / T of the denoising loss."""
+    elevation_offsets: tuple[float, ...] = (-16.0, 16.0)
+    """Other elevations in the grid for each view, against the embedder's, in degrees."""
+    grid_levels: tuple[float, ...] = (0.5, 0.8)
+    """Noise levels t / T of the denoising loss in the grid."""
+    levels: tuple[float, ...] = (0.35, 0.5, 0.65, 0.8, 0.9)
+    """Those of the refinement."""
     noises: int = 1
     """Noise draws a level, the same for all poses."""
-    modes: int = 3
+    modes: int = 4
     """Best grid points, well separated, that are refined."""
     separation: float = 30.0
     """Least distance in azimuth between two of them, degrees."""
@@ -41,11 +43,10 @@ class PoseSettings:
             "azimuth_step must divide 360",
             self.azimuth_step,
         )
-        _check(
-            len(self.levels) > 0 and all(0 < level < 1 for level in self.levels),
-            "levels must lie between 0 and 1",
-            self.levels,
-        )
+        for name in ("levels", "grid_levels"):
+            levels = getattr(self, name)
+            good = len(levels) > 0 and all(0 < level < 1 for level in levels)
+            _check(good, f"{name} must lie between 0 and 1", levels)
         for name in ("noises", "modes", "temperature", "elevation_std", "radius_std"):
             value = getattr(self, name)
             _check(value > 0, f"{name} must be positive", value)
