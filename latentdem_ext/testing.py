@@ -18,6 +18,7 @@ def assert_accurate(
     reference: Callable[..., Tensor],
     *inputs: Tensor,
     slack: float = 8.0,
+    cancelled: float = 0.0,
 ) -> None:
     """Compare ``native(*inputs)`` with the float64 reference under the two-times rule.
 
@@ -26,6 +27,7 @@ def assert_accurate(
         reference: the same function in plain torch.
         inputs: tensors of one dtype.
         slack: extra allowance in units of machine epsilon times the result's largest value.
+        cancelled: size of what cancels in the result; it is allowed one machine epsilon of that.
 
     Raises:
         AssertionError: with both errors and the bound.
@@ -43,7 +45,7 @@ def assert_accurate(
     allowed = 2 * float((plain.double() - exact).abs().max())
     if dtype == torch.float64:
         slack = 2 * slack  # here the reference is rounded, too
-    allowed += slack * torch.finfo(dtype).eps * max(scale, 1e-30)
+    allowed += torch.finfo(dtype).eps * (slack * max(scale, 1e-30) + cancelled)
     assert error <= allowed, f"error {error:.3e} against float64, allowed {allowed:.3e}"
 
 

@@ -40,40 +40,68 @@ def quality_table() -> str:
     return "\n".join(lines)
 
 
-def speed_table() -> str:
-    """Operators against their named baselines."""
+def _speed_rows(folder: str, digits: int) -> list[str]:
     lines = ["| operator | case | native | baselines |", "|---|---|---|---|"]
     for name in ("blur", "deconv", "kernel_map", "volume_render"):
-        document = _load(name)
+        document = _load(folder + name)
         for row in document["rows"] if document else []:
             times = dict(row["milliseconds"])
             key = next(iter(times))
             native = times.pop(key)
             others = ", ".join(
-                f"{label} {value:.1f} ms ({value / native:.1f}x)" for label, value in times.items()
+                f"{label} {value:.{digits}f} ms ({value / native:.1f}x)"
+                for label, value in times.items()
             )
-            lines.append(f"| {name} | {row['case']} | {native:.1f} ms | {others} |")
-    document = _load("blur")
-    if document is not None:
-        limits = document["limits"]
-        achieved = ", ".join(
-            f"{rates['gflop_per_s']:.0f} GFLOP/s and {rates['gb_per_s']:.1f} GB/s"
-            for rates in (row["achieved"] for row in document["rows"])
-        )
-        lines += [
-            "",
-            f"Achieved by the three blur cases: {achieved}; by a matrix product on that machine "
-            f"{limits['matmul_gflop_per_s']:.0f} GFLOP/s, by a copy "
-            f"{limits['copy_gb_per_s']:.1f} GB/s.",
-        ]
-    return "\n".join(lines)
+            lines.append(f"| {name} | {row['case']} | {native:.{digits}f} ms | {others} |")
+    return lines
+
+
+def _achieved(folder: str) -> list[str]:
+    document = _load(f"{folder}blur")
+    if document is None:
+        return []
+    limits = document["limits"]
+    achieved = ", ".join(
+        f"{rates['gflop_per_s']:.0f} GFLOP/s and {rates['gb_per_s']:.1f} GB/s"
+        for rates in (row["achieved"] for row in document["rows"])
+    )
+    return [
+        "",
+        f"Achieved by the three blur cases: {achieved}; by a matrix product on that machine "
+        f"{limits['matmul_gflop_per_s']:.0f} GFLOP/s, by a copy "
+        f"{limits['copy_gb_per_s']:.1f} GB/s.",
+    ]
+
+
+def speed_table() -> str:
+    """Operators against their named baselines."""
+    return "\n".join(_speed_rows("", 1) + _achieved(""))
+
+
+def gpu_speed_table() -> str:
+    """The same on a GPU, from ``make gpu-check``."""
+    document = _load("gpu/blur")
+    if document is None:
+        return "Not measured yet: `make gpu-check`."
+    build = document["build"]
+    head = f"{document['machine']}, torch {document['torch']}, {', '.join(build['cuda_archs'])}:"
+    return "\n".join([head, "", *_speed_rows("gpu/", 2), *_achieved("gpu/")])
 
 
 def roofline_table() -> str:
     """Each kernel beside the least time that its operations and its bytes would take."""
     document = _load("roofline")
-    if document is None:
-        return ""
+    return "" if document is None else _roofline(document, 1)
+
+
+def gpu_roofline_table() -> str:
+    """The same on a GPU, from ``make gpu-check``."""
+    document = _load("gpu/roofline")
+    return "Not measured yet: `make gpu-check`." if document is None else _roofline(document, 2)
+
+
+def _roofline(document: dict[str, Any], digits: int) -> str:
+    on_gpu = bool(document["build"].get("cuda_archs")) and digits > 1
     product = document["limits"]["matmul_gflop_per_s"]
     copy = document["limits"]["copy_gb_per_s"]
     lines = [
@@ -88,16 +116,22 @@ def roofline_table() -> str:
         bounds = {"arithmetic": flop / product / 1e6, "memory": moved / copy / 1e6}
         limit = max(bounds, key=lambda name: bounds[name])
         lines.append(
-            f"| {row['kernel']} | {row['case']} | {seconds * 1e3:.1f} ms | {flop / 1e6:.0f} MFLOP "
-            f"| {moved / 1e6:.1f} MB | {flop / moved:.1f} | {rate:.1f} ({rate / product:.0%}) "
-            f"| {width:.1f} ({width / copy:.0%}) | {limit} | {bounds[limit]:.1f} ms |"
+            f"| {row['kernel']} | {row['case']} | {seconds * 1e3:.{digits}f} ms "
+            f"| {flop / 1e6:.0f} MFLOP | {moved / 1e6:.1f} MB | {flop / moved:.1f} "
+            f"| {rate:.1f} ({rate / product:.0%}) | {width:.1f} ({width / copy:.0%}) | {limit} "
+            f"| {bounds[limit]:.{3 if on_gpu else 1}f} ms |"
         )
+    where = (
+        document["machine"]
+        if on_gpu
+        else f"{document['threads']} threads, {document['build']['cpu_capability']}"
+    )
     lines += [
         "",
         f"In brackets: of a matrix product, {product:.0f} GFLOP/s, and of a copy, {copy:.1f} GB/s, "
-        f"in the same run ({document['threads']} threads, {document['build']['cpu_capability']}).",
+        f"in the same run ({where}).",
     ]
-    if document["load_before"] > 0.5:
+    if document["load_before"] > 0.5 and not on_gpu:
         lines += [
             "",
             f"**Measured beside other work (load {document['load_before']:.1f} before the start): "
@@ -186,9 +220,14 @@ def _cell(value: float | None, form: str, unit: str = "") -> str:
 
 
 DOCUMENTS = {
-    ROOT / "README.md": {"quality": quality_table, "speed": speed_table},
+    ROOT / "README.md": {
+        "quality": quality_table,
+        "speed": speed_table,
+        "gpu_speed": gpu_speed_table,
+    },
     ROOT / "latentdem_ext" / "PERFORMANCE.md": {
         "roofline": roofline_table,
+        "gpu_roofline": gpu_roofline_table,
         "transforms": transforms_table,
     },
     ROOT / "csrc" / "README.md": {"cuda": cuda_table},

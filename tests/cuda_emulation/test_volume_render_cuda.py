@@ -70,12 +70,17 @@ def test_forward(emulated, scene, dtype):
 @float_and_double
 def test_gradients(emulated, scene, dtype, deterministic):
     found = results(emulated, scene, dtype)[3:]
+    density, *others = scene.tensors(F64)
+    # What lies behind a sample is the ray's total less what lies before it, summed by two kernels
+    # that round differently on a device: behind dense samples the difference is all that is left.
+    in_the_open = gradient(reference.volume_render, 0, scene.options)(0 * density, *others)
     for index in range(4):
         assert_accurate(
             lambda *_, index=index: found[index],
             gradient(reference.volume_render, index, scene.options),
             *scene.tensors(dtype),
             slack=64,
+            cancelled=float(in_the_open.abs().max()) if index == 0 else 0,
         )
 
 
