@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check evaluate evaluate-objects clean
+.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -89,6 +89,11 @@ cuda-report: build  ## Registers, occupancy and roofline of the CUDA kernels; ne
 GPU_PYTHON ?= $(if $(wildcard $(BIN_CUDA)/python),$(BIN_CUDA)/python,$(PYTHON))
 gpu-check:  ## On a machine with a GPU: build, test, sanitize and time the CUDA kernels, in out/gpu-check
 	$(GPU_PYTHON) python/benchmarks/gpu_check.py -o out/gpu-check
+
+gpu-tables:  ## Take the figures of the last gpu-check into the documents
+	cp $(addprefix out/gpu-check/,$(addsuffix .json,blur kernel_map volume_render roofline)) \
+	  python/benchmarks/results/gpu/
+	$(BIN)/python python/benchmarks/tables.py
 
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_prox.json
