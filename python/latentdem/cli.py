@@ -15,6 +15,7 @@ from latentdem.cli_common import fail as _fail
 from latentdem.cli_common import finished as _finished
 from latentdem.cli_common import progress_bar as _progress
 from latentdem.cli_objects import reconstruct
+from latentdem.cli_prior import app as prior_app
 
 app = typer.Typer(
     name="latentdem",
@@ -34,6 +35,7 @@ Recover camera poses and a 3D object from two or more pictures of it:
 """,
 )
 app.command()(reconstruct)
+app.add_typer(prior_app, name="prior")
 
 
 def _output_folders(inputs: list[Path], output: Path) -> list[Path]:

@@ -29,12 +29,14 @@ def train_prior(
     runs: Checkpoints = Path("runs"),
     autoencoder_minutes: Annotated[float, typer.Option(help="Minutes for the autoencoder.")] = 45,
     diffusion_minutes: Annotated[float, typer.Option(help="Minutes for the denoiser.")] = 48,
+    device: Device = "auto",
 ) -> None:
     """Train the natural-image prior: an autoencoder, then a latent diffusion model.
 
     The pictures come from Debian packages (listed with their hashes in the package) and are
     fetched with apt-get. Killed or stopped, the same command goes on from the last checkpoint.
     """
+    from latentdem.training.common import choose_device
     from latentdem.training.packaged import make_prior
 
     try:
@@ -44,6 +46,7 @@ def train_prior(
             output,
             autoencoder_minutes=autoencoder_minutes,
             diffusion_minutes=diffusion_minutes,
+            device=choose_device(device),
         )
     except (ValueError, RuntimeError) as error:
         raise _fail(str(error)) from None

@@ -16,7 +16,6 @@ from latentdem.operators.pose import (
     rotation_error,
     wrap_pose,
 )
-from latentdem.priors import load_prior
 from latentdem.priors.objects import (
     CameraModel,
     ObjectsPrior,
@@ -31,7 +30,11 @@ from latentdem.training.diffusion import SCHEDULER
 from latentdem.training.object_shapes import procedural_shape
 from latentdem.training.object_views import TEXTURED, object_names, on_white
 from latentdem.training.objects import ConditionalDenoiser, PairSampler, pair_loss
-from latentdem.training.view_autoencoder import RECOLORED, encode_views
+from latentdem.training.view_autoencoder import (
+    RECOLORED,
+    build_view_autoencoder,
+    encode_views,
+)
 
 pybullet = pytest.importorskip("pybullet", reason="pybullet draws the objects")
 
@@ -53,7 +56,7 @@ def tiny():
     networks = ConditionalDenoiser().eval().requires_grad_(False)
     scheduler = DDIMScheduler(**SCHEDULER)
     return ObjectsPrior(
-        autoencoder=load_prior().autoencoder,
+        autoencoder=build_view_autoencoder().eval().requires_grad_(False),
         denoiser=networks.denoiser,
         embedder=networks.embedder,
         context=networks.context,
@@ -197,7 +200,7 @@ def test_latents_are_encoded_anew_for_another_autoencoder(tmp_path):
     images = torch.randint(0, 256, (1, 3, 4, 64, 64), dtype=torch.uint8)
     shard = {"images": images, "poses": torch.zeros(1, 3, 3)}
     save_file(shard, tmp_path / "heldout-000.safetensors", {"names": '["a"]'})
-    autoencoder = load_prior().autoencoder
+    autoencoder = build_view_autoencoder().eval().requires_grad_(False)
     path = encode_views(tmp_path, "heldout", autoencoder, tmp_path)
     first = load_file(path)["latents"]
     assert first.shape == (1, 1, 3, 8, 16, 16)
@@ -218,7 +221,7 @@ def test_mirrored_views_come_with_mirrored_azimuths(tmp_path):
         tmp_path / "train-000.safetensors",
         {"names": '["a"]'},
     )
-    autoencoder = load_prior().autoencoder
+    autoencoder = build_view_autoencoder().eval().requires_grad_(False)
     path = encode_views(tmp_path, "train", autoencoder, tmp_path, recolored=True)
     stored = load_file(path)["latents"]
     assert stored.shape == (1, 2 * len(RECOLORED), 5, 8, 16, 16)
