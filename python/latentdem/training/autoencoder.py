@@ -43,14 +43,16 @@ LATENT_NOISE = 0.05
 """Noise in standardised latents under which the round trip is also measured."""
 
 
-def build_autoencoder(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+def build_autoencoder(
+    latent_channels: int = LATENT_CHANNELS, widths: tuple[int, int] = (64, 112)
+) -> AutoencoderKL:
     """The architecture, with fresh weights (about 2 M parameters)."""
     return AutoencoderKL(
         in_channels=12,
         out_channels=12,
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(64, 112),
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=16,

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latentdem.training.autoencoder import autoencoder_loss, mean_psnr
+from latentdem.training.autoencoder import autoencoder_loss, build_autoencoder, mean_psnr
 from latentdem.training.common import TrainingPlan, train
 from latentdem.training.object_views import on_white, read_shards
 
@@ -31,18 +31,8 @@ ENCODED_AT_ONCE = {"cpu": 256, "cuda": 4096}
 
 
 def build_view_autoencoder() -> AutoencoderKL:
-    """The architecture behind a 2x pixel-unshuffle, with fresh weights (1.5 M parameters)."""
-    return AutoencoderKL(
-        in_channels=12,
-        out_channels=12,
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(64, 96),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=16,
-        mid_block_add_attention=False,
-    )
+    """The architecture of the photographs' one, with fresh weights (1.5 M parameters)."""
+    return build_autoencoder(LATENT_CHANNELS, (64, 96))
 
 
 class ViewSampler:
