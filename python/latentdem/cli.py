@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -112,7 +111,7 @@ def deblur(
     """
     from latentdem.em import deblur as run
     from latentdem.em.steps import StepReport
-    from latentdem.io import InputError, check_writable, to_batch
+    from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
 
     try:
@@ -127,7 +126,7 @@ def deblur(
     with _progress() as bar:
         for path, folder in zip(inputs, folders, strict=True):
             request = {
-                "input_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "input_sha256": file_digest(path),
                 "kernel_size": kernel_size,
                 "noise_std": noise_std,
                 "method": method,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,14 +61,14 @@ def reconstruct(
     """
     from latentdem.em.reconstruct import reconstruct as run
     from latentdem.em.reconstruct_settings import ReconstructSettings
-    from latentdem.io import check_writable
+    from latentdem.io import check_writable, file_digest
     from latentdem.priors.objects import load_objects_prior
     from latentdem.views import load_views
 
     try:
         request: dict[str, Any] = {
-            "views_sha256": [_digest(path) for path in inputs],
-            "masks_sha256": [_digest(path) for path in mask or []],
+            "views_sha256": [file_digest(path) for path in inputs],
+            "masks_sha256": [file_digest(path) for path in mask or []],
             "elevation": elevation,
             "rounds": rounds,
             "seed": seed,
@@ -124,14 +123,3 @@ def reconstruct(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        FileNotFoundError: there is none, or it is a folder.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -6,7 +6,6 @@ Test photographs come with scikit-image and scikit-learn; test kernels from
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import statistics
@@ -22,7 +21,7 @@ from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
-from latentdem.io import comparison_picture
+from latentdem.io import comparison_picture, file_digest
 from latentdem.metrics import aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import kernel, latent, load_prior
@@ -91,10 +90,6 @@ def observe(name: str, kernel: Tensor, noise_std: float, seed: int) -> tuple[Ten
 def _measure(restored: Tensor, truth: Tensor, kernel_size: int) -> float:
     value, _ = aligned_psnr(restored, truth, margin=kernel_size // 2, search=SEARCH)
     return value
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _one(
@@ -181,7 +176,7 @@ def run_suite(
         "method": method,
         "steps": steps,
         "side": SIDE,
-        "priors": {path.name: _sha256(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
+        "priors": {path.name: file_digest(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
         "versions": versions(),
     }
     rows: list[dict[str, Any]] = []

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from latentdem.em.driver import versions
 from latentdem.evaluate_object_methods import ROWS, Case, Method, Outcome, build_methods
+from latentdem.io import file_digest
 from latentdem.metrics import psnr, silhouette_iou, structural_similarity
 from latentdem.operators.mesh import EmptyFieldError, chamfer_distance, extract_mesh
 from latentdem.operators.pose import relative_rotation, rotation_error, wrap_degrees
@@ -294,10 +295,9 @@ def _format(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _sha256(path: Path | None) -> str | None:
-    if path is None or not path.is_file():
-        return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(path: Path | None) -> str | None:
+    # A file that is missing is reported where it is loaded, with what to do about it.
+    return file_digest(path) if path is not None and path.is_file() else None
 
 
 def _plan(
@@ -353,8 +353,8 @@ def run_objects_suite(
     setup = {
         "suite": "objects",
         "unseen": UNSEEN,
-        "prior": _sha256(prior or PACKAGED_OBJECTS),
-        "regressor": _sha256(regressor),
+        "prior": _digest(prior or PACKAGED_OBJECTS),
+        "regressor": _digest(regressor),
         "versions": versions(),
     }
     records: list[dict[str, Any]] = []

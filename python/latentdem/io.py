@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -131,6 +132,17 @@ def comparison_picture(before: Tensor, after: Tensor, kernel: Tensor) -> Image.I
     canvas.paste(inset, (0, 0))
     ImageDraw.Draw(canvas).rectangle((0, 0, *inset.size), outline="white")
     return canvas
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex digits.
+
+    Raises:
+        FileNotFoundError: there is none, or it is a folder.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager
