@@ -91,17 +91,31 @@ def gpu_speed_table() -> str:
 def roofline_table() -> str:
     """Each kernel beside the least time that its operations and its bytes would take."""
     document = _load("roofline")
-    return "" if document is None else _roofline(document, 1)
+    if document is None:
+        return ""
+    where = f"{document['threads']} threads, {document['build']['cpu_capability']}"
+    lines = _roofline_lines(document, where, digits=1, floor_digits=1)
+    if document["load_before"] > 0.5:
+        lines += [
+            "",
+            f"**Measured beside other work (load {document['load_before']:.1f} before the start): "
+            "these times and shares are worse than the kernels'. `make bench` on a quiet machine "
+            "replaces them.**",
+        ]
+    return "\n".join(lines)
 
 
 def gpu_roofline_table() -> str:
     """The same on a GPU, from ``make gpu-check``."""
     document = _load("gpu/roofline")
-    return "Not measured yet: `make gpu-check`." if document is None else _roofline(document, 2)
+    if document is None:
+        return "Not measured yet: `make gpu-check`."
+    return "\n".join(_roofline_lines(document, document["machine"], digits=2, floor_digits=3))
 
 
-def _roofline(document: dict[str, Any], digits: int) -> str:
-    on_gpu = bool(document["build"].get("cuda_archs")) and digits > 1
+def _roofline_lines(
+    document: dict[str, Any], where: str, *, digits: int, floor_digits: int
+) -> list[str]:
     product = document["limits"]["matmul_gflop_per_s"]
     copy = document["limits"]["copy_gb_per_s"]
     lines = [
@@ -119,26 +133,14 @@ def _roofline(document: dict[str, Any], digits: int) -> str:
             f"| {row['kernel']} | {row['case']} | {seconds * 1e3:.{digits}f} ms "
             f"| {flop / 1e6:.0f} MFLOP | {moved / 1e6:.1f} MB | {flop / moved:.1f} "
             f"| {rate:.1f} ({rate / product:.0%}) | {width:.1f} ({width / copy:.0%}) | {limit} "
-            f"| {bounds[limit]:.{3 if on_gpu else 1}f} ms |"
+            f"| {bounds[limit]:.{floor_digits}f} ms |"
         )
-    where = (
-        document["machine"]
-        if on_gpu
-        else f"{document['threads']} threads, {document['build']['cpu_capability']}"
-    )
     lines += [
         "",
         f"In brackets: of a matrix product, {product:.0f} GFLOP/s, and of a copy, {copy:.1f} GB/s, "
         f"in the same run ({where}).",
     ]
-    if document["load_before"] > 0.5 and not on_gpu:
-        lines += [
-            "",
-            f"**Measured beside other work (load {document['load_before']:.1f} before the start): "
-            "these times and shares are worse than the kernels'. `make bench` on a quiet machine "
-            "replaces them.**",
-        ]
-    return "\n".join(lines)
+    return lines
 
 
 def transforms_table() -> str:
