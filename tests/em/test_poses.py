@@ -92,6 +92,16 @@ def test_three_views_use_all_pairs():
     assert float(losses[0]) == pytest.approx(float(total.min()), rel=1e-5)
 
 
+def test_progress_through_the_grid():
+    settings = replace(QUICK, elevation_offsets=(35.0, 60.0))
+    score, calls = make_score(views=3, settings=settings), []
+    grid = score_grid(score, lambda done, total: calls.append((done, total)))
+    # Some elevations coincide at the border, so that pairs differ in their points.
+    assert len({len(heights.unique()) for heights in grid.elevations}) == 2
+    (total,) = {total for _, total in calls}
+    assert [done for done, _ in calls] == list(range(1, total + 1))
+
+
 def test_combination_of_a_pair_is_exact():
     score = make_score(bias=20.0)
     grid = score_grid(score)

@@ -138,3 +138,5 @@ def test_training_devices():
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="device 'abacus' cannot be used"):
         choose_device("abacus")
+    with pytest.raises(ValueError, match="training runs on cpu and cuda"):
+        choose_device("meta")

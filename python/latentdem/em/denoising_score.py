@@ -21,7 +21,7 @@ from latentdem.priors.objects import ObjectsPrior, ViewEmbedding
 # Finite differences: elevation and azimuth in degrees, radius in world units. A secant over two
 # degrees is also a smoother slope than the derivative of a network at a point.
 PROBES = (2.0, 2.0, 0.05)
-_KNOWN_STD = 0.1  # degrees: an elevation that the caller gave
+KNOWN_STD = 0.1  # degrees: an elevation that the caller gave
 _CHUNK = 32  # of the network's batch: larger ones leave the cache and are slower
 
 
@@ -106,7 +106,7 @@ class DenoisingScore:
         if elevation is not None:
             self.given = replace(given, elevation=given.elevation.clone())
             self.given.elevation[0] = elevation
-            self.elevation_std[0] = _KNOWN_STD
+            self.elevation_std[0] = KNOWN_STD
         latents = given.latents
         generator = torch.Generator().manual_seed(seed)
         count = len(settings.levels) * settings.noises
@@ -118,7 +118,7 @@ class DenoisingScore:
         abar = prior.alphas_cumprod.to(latents)[self.timesteps][:, None, None, None]
         self.noisy = abar.sqrt() * latents[:, None] + (1 - abar).sqrt() * self.noise
         self.scale = self._weights(prior.alphas_cumprod[timesteps]).to(latents).sqrt()
-        self._counter = [0]
+        self._counter = [0]  # a list, so that copies count together
 
     def _weights(self, abar: Tensor) -> Tensor:
         """``[L]`` quadrature of dlambda, over the draws and the temperature."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentdem.em.denoising_score import _KNOWN_STD, DenoisingScore, NormalEquations
+from latentdem.em.denoising_score import KNOWN_STD, DenoisingScore, NormalEquations
 from latentdem.operators.pose import wrap_degrees, wrap_pose
 
 _BEAM = 256  # partial hypotheses kept while views join one by one
+_PART = 96  # poses of the grid between two calls of the callback
 _STEP_LIMIT = (10.0, 15.0, 0.2)  # of one Gauss-Newton step: elevation, azimuth, radius
 _MAX_ELEVATION = 80.0  # near a pole the azimuth means nothing
 
@@ -94,27 +95,35 @@ def score_grid(score: DenoisingScore, callback: Callback | None = None) -> PoseG
     low, high = score.prior.camera.elevation
     offsets = azimuths.new_tensor((0.0, *settings.elevation_offsets))
     inside = (given.elevation[:, None] + offsets).clamp(low, high)
-    free = (score.elevation_std > _KNOWN_STD)[:, None] & (offsets != 0)
+    free = (score.elevation_std > KNOWN_STD)[:, None] & (offsets != 0)
     elevations = torch.where(free, inside, given.elevation[:, None])
     views, tried, count = len(given), len(offsets), len(azimuths)
     losses = given.latents.new_zeros(views, views, tried, tried, count)
-    pairs = [(i, j) for i in range(views) for j in range(i + 1, views)]
-    for done, (i, j) in enumerate(pairs):
-        # Elevations that coincide at the border are computed once.
-        first, where_first = elevations[i].unique(return_inverse=True)
-        second, where_second = elevations[j].unique(return_inverse=True)
-        e, f, a = torch.meshgrid(first, second, azimuths, indexing="ij")
-        shape, zero = e.shape, torch.zeros_like(a)
-        ends = [
-            torch.stack((height, azimuth, given.radius[k].expand(shape)), -1).flatten(0, 2)
-            for k, height, azimuth in ((i, e, zero), (j, f, a))
-        ]
-        source = torch.full((len(ends[0]),), i, device=azimuths.device)
-        target = torch.full_like(source, j)
-        both = coarse.losses(source, target, *ends) + coarse.losses(target, source, *ends[::-1])
-        losses[i, j] = both.unflatten(0, shape)[where_first][:, where_second]
-        if callback is not None:
-            callback(done + 1, len(pairs))
+    # Elevations that coincide at the border are computed once.
+    distinct = [heights.unique(return_inverse=True) for heights in elevations]
+    work = {}
+    for i in range(views):
+        for j in range(i + 1, views):
+            e, f, a = torch.meshgrid(distinct[i][0], distinct[j][0], azimuths, indexing="ij")
+            near, far = (
+                torch.stack((height, azimuth, given.radius[k].expand(a.shape)), -1).flatten(0, 2)
+                for k, height, azimuth in ((i, e, torch.zeros_like(a)), (j, f, a))
+            )
+            work[i, j] = list(zip(near.split(_PART), far.split(_PART), strict=True))
+    done, total = 0, sum(map(len, work.values()))
+    for (i, j), parts in work.items():
+        both = []
+        for near, far in parts:
+            source = torch.full((len(near),), i, device=azimuths.device)
+            target = torch.full_like(source, j)
+            there = coarse.losses(source, target, near, far)
+            both.append(there + coarse.losses(target, source, far, near))
+            done += 1
+            if callback is not None:
+                callback(done, total)
+        (first, where_first), (second, where_second) = distinct[i], distinct[j]
+        table = torch.cat(both).unflatten(0, (len(first), len(second), count))
+        losses[i, j] = table[where_first][:, where_second]
     single = 0.5 * ((elevations - given.elevation[:, None]) / score.elevation_std[:, None]) ** 2
     return PoseGrid(azimuths, elevations, losses, single)
 
@@ -138,7 +147,7 @@ def settle_elevations(score: DenoisingScore, poses: Tensor) -> Tensor:
 def combine(grid: PoseGrid, radii: Tensor) -> tuple[Tensor, Tensor]:
     """Poses of all views from the pairs' losses, by beam search, view after view.
 
-    Exact for two views if the grid has at most 256 points a view.
+    Exact for two views; for three while a pair's grid has at most 256 points, as by default.
 
     Args:
         grid: of K views.
@@ -249,7 +258,7 @@ def estimate_poses(
 ) -> PoseEstimate:
     """Poses of all views of ``score`` by grid (or from one random azimuth a view) and refinement.
 
-    ``callback(phase, done, total)`` is called after each pair of the grid and each iteration.
+    ``callback(phase, done, total)`` is called within the grid and after each iteration.
 
     >>> estimate = estimate_poses(DenoisingScore(prior, given, settings, 0))  # doctest: +SKIP
     >>> estimate.poses[1], estimate.margin  # doctest: +SKIP

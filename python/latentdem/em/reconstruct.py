@@ -126,7 +126,10 @@ def reconstruct(
     loaded = load_views(views, masks=masks, size=used.image_size, at_least=least)
     known = None if poses is None else _known_poses(poses, len(loaded))
     _check_elevation(elevation)
-    plan = [("poses", 1.0)] + [("views", 1.6), ("field", 1.2)] * options.rounds + [("mesh", 0.3)]
+    # Seconds on two cores: all pairs of views are compared, each view is asked for every target.
+    pairs = len(loaded) * (len(loaded) - 1) / 2
+    plan = [("poses", 20 * pairs)] + [("views", 1.5 * len(loaded)), ("field", 7)] * options.rounds
+    plan.append(("mesh", 0.6))
     phases = _Phases(plan, progress)
     started = time.perf_counter()
     with torch.no_grad():

@@ -42,15 +42,18 @@ def choose_device(name: str | None = None) -> torch.device:
     """``auto`` or ``None`` is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: no such device here, or one that training was not made for.
     """
     if name in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used: {reason}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} cannot be used: training runs on cpu and cuda")
+    return device
 
 
 def round_to_half(model: nn.Module) -> nn.Module:

@@ -252,6 +252,7 @@ class PictureBank:
         pixels: list[Tensor] = []
         shapes: list[tuple[int, int, int]] = []
         cells: list[Tensor] = []
+        first = 0
         for image, weight in images:
             versions = [image]
             if min(image.shape[1:]) >= 2 * MIN_SIDE:
@@ -259,7 +260,8 @@ class PictureBank:
             for version in versions:
                 height, width = version.shape[1:]
                 cells.append(_cells(version, len(shapes), weight))
-                shapes.append((sum(len(p) for p in pixels), height, width))
+                shapes.append((first, height, width))
+                first += height * width
                 pixels.append(version.permute(1, 2, 0).reshape(-1, 3))
         self.pixels = torch.cat(pixels).to(device)  # [P,3] uint8: all pictures, row by row
         self.shapes = torch.tensor(shapes, device=device)  # [N,3]: first pixel, height, width

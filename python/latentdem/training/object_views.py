@@ -207,10 +207,10 @@ def _shard_path(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:03d}.safetensors"
 
 
-def _draw_shard(folder: Path, split: str, number: int, camera: CameraModel) -> None:
+def _draw_shard(folder: Path, split: str, number: int) -> None:
     """Draw one shard, in a process of its own."""
     chosen = object_names(split)[number * PER_SHARD : (number + 1) * PER_SHARD]
-    renderer = Renderer(camera)
+    renderer = Renderer(CameraModel())
     drawn = [renderer.draw(name, VIEWS[split]) for name in chosen]
     renderer.close()
     tensors = {
@@ -223,16 +223,10 @@ def _draw_shard(folder: Path, split: str, number: int, camera: CameraModel) -> N
     partial.replace(path)
 
 
-def draw_split(
-    folder: Path, split: str, camera: CameraModel | None = None, workers: int | None = None
-) -> None:
-    """Draw the objects of ``split`` into ``folder/split-NNN.safetensors``; goes on if killed.
+def draw_split(folder: Path, split: str) -> None:
+    """Draw the objects of ``split`` into ``folder/split-NNN.safetensors``, a process a core.
 
-    Args:
-        folder: for the shards; those that are there are kept.
-        split: ``train`` or ``heldout``.
-        camera: of the views.
-        workers: processes; one a core unless given.
+    Shards that are there are kept, so that it goes on if killed.
     """
     _assets()  # says what is missing before processes are started
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,12 +234,11 @@ def draw_split(
     missing = [i for i in range(shards) if not _shard_path(folder, split, i).exists()]
     if not missing:
         return
-    camera = camera or CameraModel()
     # Started afresh: a forked process would share the threads' locks of torch.
     context = multiprocessing.get_context("spawn")
-    workers = min(workers or os.cpu_count() or 1, len(missing))
+    workers = min(os.cpu_count() or 1, len(missing))
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(_draw_shard, folder, split, i, camera) for i in missing]
+        futures = [pool.submit(_draw_shard, folder, split, i) for i in missing]
         for future in track(as_completed(futures), f"drawing {split} objects", total=len(futures)):
             future.result()
 
