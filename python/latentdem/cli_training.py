@@ -95,6 +95,12 @@ def train_objects_prior(
     denoiser_minutes: Annotated[
         float, typer.Option(help="Minutes for the denoiser; a laptop needs hours.")
     ] = 10,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="An objects prior to go on from: its autoencoder is kept, its denoiser trained on."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train the objects prior: draw 10,000 objects, then an autoencoder and the denoiser.
@@ -113,9 +119,10 @@ def train_objects_prior(
             output,
             autoencoder_minutes=autoencoder_minutes,
             denoiser_minutes=denoiser_minutes,
+            start=start,
             device=choose_device(device),
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
 
 

@@ -1,14 +1,17 @@
 """The objects prior: its data, its geometry, its file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import latentdem_ext as ext
+from latentdem.cli import app
 from latentdem.operators.pose import (
     camera_to_world,
     relative_pose,
@@ -26,9 +29,10 @@ from latentdem.priors.objects import (
     target_rays,
     warp_by_proxy,
 )
+from latentdem.training import objects as objects_training
 from latentdem.training.diffusion import SCHEDULER
 from latentdem.training.object_shapes import procedural_shape
-from latentdem.training.object_views import TEXTURED, object_names, on_white
+from latentdem.training.object_views import TEXTURED, VIEWS, object_names, on_white
 from latentdem.training.objects import ConditionalDenoiser, PairSampler, pair_loss
 from latentdem.training.view_autoencoder import (
     RECOLORED,
@@ -291,3 +295,58 @@ def test_embedder_tells_elevation_within_its_range():
     embedder = ViewEmbedder(8, 16, 32, 1)
     tokens, camera = embedder(torch.randn(3, 8, 16, 16))
     assert tokens.shape == (3, 65, 32) and camera.shape == (3, 2)
+
+
+def test_draw_objects_keeps_what_is_there(tmp_path):
+    for number in (0, 1):
+        (tmp_path / f"heldout-00{number}.safetensors").write_bytes(b"drawn before")
+    result = CliRunner().invoke(app, ["draw-objects", "-o", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    for number in (0, 1):
+        assert (tmp_path / f"heldout-00{number}.safetensors").read_bytes() == b"drawn before"
+    last = load_file(tmp_path / "heldout-002.safetensors")
+    assert last["images"].shape == (len(TEXTURED), VIEWS["heldout"], 4, 64, 64)
+    assert (last["images"][:, :, 3].amax((2, 3)) == 255).all()  # every view shows its object
+
+
+def test_training_goes_on_from_a_prior(tiny, tmp_path, monkeypatch):
+    prior, config = tiny
+    start = tmp_path / "start.safetensors"
+    prior = replace(prior, latent_mean=torch.full((8, 1, 1), 0.5))
+    save_objects_prior(start, prior, config)
+    seen = {}
+
+    def no_steps(name, model, loss, plan, checkpoint, **rest):
+        seen[name] = plan.learning_rate
+        return model
+
+    def encode(data, split, autoencoder, runs, **rest):
+        path = tmp_path / f"{split}.safetensors"
+        save_file({"latents": torch.zeros(1, 1, 5, 8, 16, 16), "poses": torch.zeros(1, 5, 3)}, path)
+        return path
+
+    monkeypatch.setattr(objects_training, "draw_split", lambda folder, split: None)
+    monkeypatch.setattr(objects_training, "encode_views", encode)
+    monkeypatch.setattr(objects_training, "train", no_steps)
+    arguments = ["train-objects-prior", "--start", str(start), "--device", "cpu"]
+    arguments += ["--runs", str(tmp_path), "-o", str(tmp_path / "new.safetensors")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert list(seen) == ["denoiser"]  # the autoencoder is not trained
+    assert seen["denoiser"] < objects_training.LEARNING_RATE["cpu"]
+    before, after = load_file(start), load_file(tmp_path / "new.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_training_refuses_a_start_of_another_size(tiny, tmp_path):
+    prior, config = tiny
+    other = ViewEmbedder(8, 16, objects_training.TOKEN_WIDTH, layers=1)
+    start = tmp_path / "start.safetensors"
+    save_objects_prior(start, replace(prior, embedder=other), config)
+    arguments = ["train-objects-prior", "--start", str(start), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--runs", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "its embedder is not of the size that is trained here" in " ".join(result.output.split())
+    result = CliRunner().invoke(app, ["train-objects-prior", "--start", str(tmp_path / "none")])
+    assert result.exit_code == 1 and "none" in result.output

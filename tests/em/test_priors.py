@@ -14,7 +14,7 @@ from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import kernel as kernel_priors
 from latentdem.priors import latent as latent_priors
 from latentdem.priors.latent import LatentPrior
-from latentdem.training.common import TrainingPlan, choose_device, train
+from latentdem.training.common import TrainingPlan, choose_device, lighten_norms, train
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +140,22 @@ def test_training_devices():
         choose_device("abacus")
     with pytest.raises(ValueError, match="training runs on cpu and cuda"):
         choose_device("meta")
+
+
+def test_norms_keep_the_type_of_what_they_get():
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.GroupNorm(2, 4), nn.LayerNorm(6)])
+    for norm in model:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = torch.randn(3, 4, 6)
+    expected = [norm(x) for norm in model]
+    lighten_norms(model)
+    for norm, value in zip(model, expected, strict=True):
+        assert torch.equal(norm(x), value)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = norm(x.bfloat16())
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), value, atol=0.05, rtol=0.05)
+        half.float().square().sum().backward()
+        assert norm.weight.grad.dtype == torch.float32 and norm.weight.grad.abs().min() > 0

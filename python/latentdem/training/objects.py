@@ -26,6 +26,7 @@ from latentdem.priors.objects import (
     ObjectsPrior,
     ViewEmbedder,
     ViewEmbedding,
+    load_objects_prior,
     network_output,
     save_objects_prior,
 )
@@ -49,8 +50,12 @@ CAMERA_ERROR = (4.0, 0.0, 0.04)
 TARGETS = 3
 """Wanted views for each given one: its embedding is computed once for all."""
 
-GIVEN_VIEWS = {"cpu": 8, "cuda": 192}
+GIVEN_VIEWS = {"cpu": 8, "cuda": 384}
 """Given views in a step."""
+
+LEARNING_RATE = {"cpu": 6e-4, "cuda": 1.2e-3}
+GOING_ON = 2 / 3
+"""Of the learning rate, where trained weights are the start."""
 
 
 class ConditionalDenoiser(nn.Module):
@@ -173,9 +178,14 @@ def train_denoiser(
     *,
     minutes: float,
     resume: bool,
+    start: ObjectsPrior | None = None,
     device: torch.device | None = None,
 ) -> tuple[ConditionalDenoiser, Tensor, Tensor]:
-    """Train on the encoded views; returns EMA weights and the latents' mean and deviation."""
+    """Train on the encoded views; returns EMA weights and the latents' mean and deviation.
+
+    With ``start`` the weights, mean and deviation are first those of that prior, whose
+    autoencoder must have made the latents.
+    """
     device = device or torch.device("cpu")
     torch.manual_seed(1)
     camera, scheduler = CameraModel(), DDPMScheduler(**SCHEDULER)
@@ -183,8 +193,14 @@ def train_denoiser(
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
     sampler = PairSampler(latents, 31 + resume, device)
     test = PairSampler(held_out, 33, device)
-    mean, std = sampler.statistics()
-    model: nn.Module = ConditionalDenoiser()
+    networks = ConditionalDenoiser()
+    if start is None:
+        mean, std = sampler.statistics()
+    else:
+        mean, std = start.latent_mean.to(device), start.latent_std.to(device)
+        for part in ("denoiser", "embedder", "context"):
+            getattr(networks, part).load_state_dict(getattr(start, part).state_dict())
+    model: nn.Module = networks
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def standardise(x: Tensor) -> Tensor:
@@ -235,13 +251,24 @@ def train_denoiser(
 
     plan = TrainingPlan(
         minutes=minutes,
-        learning_rate=6e-4 if device.type == "cpu" else 1.2e-3,
+        learning_rate=LEARNING_RATE[device.type] * (1.0 if start is None else GOING_ON),
         ema_decay=0.998,
         checkpoint_seconds=240,
         device=device,
     )
     ema = train("denoiser", model, loss, plan, checkpoint, resume=resume, validate=report)
     return cast(ConditionalDenoiser, ema.cpu()), mean.cpu(), std.cpu()
+
+
+def _trainable_prior(path: Path) -> ObjectsPrior:
+    """A prior whose networks are those of :class:`ConditionalDenoiser`."""
+    prior = load_objects_prior(path)
+    fresh = ConditionalDenoiser()
+    for part in ("denoiser", "embedder", "context"):
+        ours, theirs = getattr(fresh, part).state_dict(), getattr(prior, part).state_dict()
+        if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
+            raise ValueError(f"{path}: its {part} is not of the size that is trained here")
+    return prior
 
 
 def make_objects_prior(
@@ -251,24 +278,34 @@ def make_objects_prior(
     *,
     autoencoder_minutes: float,
     denoiser_minutes: float,
+    start: Path | None = None,
     device: torch.device | None = None,
 ) -> None:
     """Draw the views, train (or go on training) all networks, write the prior to ``output``.
 
     Checkpoints in ``runs`` make a killed run go on where it was; a finished stage is not trained
-    again unless its minutes are raised.
+    again unless its minutes are raised.  ``start`` is an objects prior to go on from: its
+    autoencoder stays as it is, its denoiser is trained further.
+
+    Raises:
+        FileNotFoundError: no file ``start``.
+        ValueError: ``start`` is not an objects prior, or one of other networks than these.
     """
     device = device or torch.device("cpu")
+    first = None if start is None else _trainable_prior(start)
     draw_split(data, "heldout")
     draw_split(data, "train")
-    trained = train_view_autoencoder(
-        data,
-        runs / "view_autoencoder.safetensors",
-        minutes=autoencoder_minutes,
-        resume=True,
-        device=device,
-    )
-    autoencoder = cast(AutoencoderKL, round_to_half(trained))
+    if first is not None:
+        autoencoder = cast(AutoencoderKL, first.autoencoder)
+    else:
+        trained = train_view_autoencoder(
+            data,
+            runs / "view_autoencoder.safetensors",
+            minutes=autoencoder_minutes,
+            resume=True,
+            device=device,
+        )
+        autoencoder = cast(AutoencoderKL, round_to_half(trained))
     on_gpu = device.type == "cuda"
     networks, mean, std = train_denoiser(
         encode_views(data, "train", autoencoder, runs, recolored=on_gpu, device=device),
@@ -276,6 +313,7 @@ def make_objects_prior(
         runs / "denoiser.safetensors",
         minutes=denoiser_minutes,
         resume=True,
+        start=first,
         device=device,
     )
     write_prior(output, autoencoder.cpu(), networks, mean, std)
@@ -302,7 +340,7 @@ def write_prior(
         unshuffle=2,
         image_size=SIDE,
         camera=CameraModel(),
-        name="latentdem objects 2",
+        name="latentdem objects 3",
     )
     save_objects_prior(output, prior, dict(scheduler.config))
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
