@@ -98,7 +98,8 @@ def train_objects_prior(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="An objects prior to go on from: its autoencoder is kept, its denoiser trained on."
+            help="An objects prior to go on from (its autoencoder stays, its denoiser learns). "
+            "A checkpoint in `--runs` comes first, so that a killed run loses nothing."
         ),
     ] = None,
     device: Device = "auto",
