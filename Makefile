@@ -101,8 +101,8 @@ evaluate: build  ## Measure quality on unseen photographs and rewrite the README
 	$(BIN)/python python/benchmarks/tables.py
 
 # The feed-forward row needs a regressor of its own: latentdem train-pose-free.
-OBJECTS_FLAGS ?= --objects 12 --seeds 1 --views 2 --row "one view" --row grid \
-  --row "grid + EM + rendering" --row "true poses"
+OBJECTS_FLAGS ?= --objects 12 --seeds 1 --views 2 --row "one view" --row "random start" --row grid \
+  --row "grid + EM" --row "grid + EM + rendering" --row "true poses"
 evaluate-objects: build  ## Measure poses, views and surfaces on held-out objects; a stopped run goes on
 	$(BIN)/latentdem draw-objects -o data/objects
 	$(BIN)/latentdem evaluate --suite objects -o python/benchmarks/results/quality_objects.json \
