@@ -99,7 +99,7 @@ def train_objects_prior(
         Path | None,
         typer.Option(
             help="An objects prior to go on from (its autoencoder stays, its denoiser learns). "
-            "A checkpoint in `--runs` comes first, so that a killed run loses nothing."
+            "Its checkpoint is kept apart from that of a training from nothing."
         ),
     ] = None,
     device: Device = "auto",

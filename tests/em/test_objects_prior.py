@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import latentdem_ext as ext
 from latentdem.cli import app
+from latentdem.io import file_digest
 from latentdem.operators.pose import (
     camera_to_world,
     relative_pose,
@@ -317,7 +318,7 @@ def test_training_goes_on_from_a_prior(tiny, tmp_path, monkeypatch):
     seen = {}
 
     def no_steps(name, model, loss, plan, checkpoint, **rest):
-        seen[name] = plan.learning_rate
+        seen[name] = plan.learning_rate, checkpoint.name
         return model
 
     def encode(data, split, autoencoder, runs, **rest):
@@ -333,7 +334,10 @@ def test_training_goes_on_from_a_prior(tiny, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert list(seen) == ["denoiser"]  # the autoencoder is not trained
-    assert seen["denoiser"] < objects_training.LEARNING_RATE["cpu"]
+    rate, checkpoint = seen["denoiser"]
+    assert rate < objects_training.LEARNING_RATE["cpu"]
+    # One of a training from nothing must not be taken for it.
+    assert checkpoint == f"denoiser-from-{file_digest(start)[:12]}.safetensors"
     before, after = load_file(start), load_file(tmp_path / "new.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from latentdem.io import file_digest
 from latentdem.operators.pose import relative_pose
 from latentdem.priors.objects import (
     POSE_FEATURES,
@@ -52,6 +53,9 @@ TARGETS = 3
 
 GIVEN_VIEWS = {"cpu": 8, "cuda": 384}
 """Given views in a step."""
+
+TRAINED = ("denoiser", "embedder", "context")
+"""What of a prior :class:`ConditionalDenoiser` holds."""
 
 LEARNING_RATE = {"cpu": 6e-4, "cuda": 1.2e-3}
 GOING_ON = 2 / 3
@@ -198,7 +202,7 @@ def train_denoiser(
         mean, std = sampler.statistics()
     else:
         mean, std = start.latent_mean.to(device), start.latent_std.to(device)
-        for part in ("denoiser", "embedder", "context"):
+        for part in TRAINED:
             getattr(networks, part).load_state_dict(getattr(start, part).state_dict())
     model: nn.Module = networks
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -264,7 +268,7 @@ def _trainable_prior(path: Path) -> ObjectsPrior:
     """A prior whose networks are those of :class:`ConditionalDenoiser`."""
     prior = load_objects_prior(path)
     fresh = ConditionalDenoiser()
-    for part in ("denoiser", "embedder", "context"):
+    for part in TRAINED:
         ours, theirs = getattr(fresh, part).state_dict(), getattr(prior, part).state_dict()
         if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
             raise ValueError(f"{path}: its {part} is not of the size that is trained here")
@@ -295,8 +299,11 @@ def make_objects_prior(
     first = None if start is None else _trainable_prior(start)
     draw_split(data, "heldout")
     draw_split(data, "train")
-    if first is not None:
+    checkpoint = "denoiser.safetensors"
+    if first is not None and start is not None:
         autoencoder = cast(AutoencoderKL, first.autoencoder)
+        # A checkpoint belongs to its start: under another autoencoder its latents mean nothing.
+        checkpoint = f"denoiser-from-{file_digest(start)[:12]}.safetensors"
     else:
         trained = train_view_autoencoder(
             data,
@@ -310,7 +317,7 @@ def make_objects_prior(
     networks, mean, std = train_denoiser(
         encode_views(data, "train", autoencoder, runs, recolored=on_gpu, device=device),
         encode_views(data, "heldout", autoencoder, runs, device=device),
-        runs / "denoiser.safetensors",
+        runs / checkpoint,
         minutes=denoiser_minutes,
         resume=True,
         start=first,
