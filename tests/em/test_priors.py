@@ -159,3 +159,7 @@ def test_norms_keep_the_type_of_what_they_get():
         torch.testing.assert_close(half.float(), value, atol=0.05, rtol=0.05)
         half.float().square().sum().backward()
         assert norm.weight.grad.dtype == torch.float32 and norm.weight.grad.abs().min() > 0
+    for plain in (nn.LayerNorm(6, bias=False), nn.GroupNorm(2, 4, affine=False)):
+        value = plain(x)
+        lighten_norms(plain)
+        assert torch.equal(plain(x), value)

@@ -60,8 +60,8 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def _norm_in_input_type(norm: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> Tensor:
-    assert norm.weight is not None and norm.bias is not None
-    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    weight = None if norm.weight is None else norm.weight.to(x.dtype)
+    bias = None if norm.bias is None else norm.bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(norm, nn.GroupNorm):
             return F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
@@ -75,7 +75,7 @@ def lighten_norms(model: nn.Module) -> None:
     bytes are what takes the time.  Their sums are float32 inside the kernels in any case.
     """
     for module in model.modules():
-        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             module.forward = partial(_norm_in_input_type, module)  # type: ignore[method-assign]
 
 
