@@ -178,6 +178,7 @@ def _run(case: Case, method: Method, fov: float) -> tuple[dict[str, Any], Tensor
     except ValueError as error:
         return {"failed": str(error)}, None
     seconds, memory = time.perf_counter() - started, _peak_memory()
+    seconds += outcome.shared_seconds
     figures, views = measure(case, outcome, fov)
     return figures | {"seconds": round(seconds, 2), "peak_mb": memory}, views
 

@@ -63,3 +63,11 @@ def test_samples_at_true_poses_are_the_object(outcomes):
     case, found = outcomes
     figures, _ = measure(case, found["true poses"], 40.0)
     assert figures["psnr_sampled"] > 25
+
+
+def test_rows_share_one_search_and_count_its_seconds(outcomes):
+    _, found = outcomes
+    shared = {row: outcome.shared_seconds for row, outcome in found.items()}
+    assert shared["grid"] == 0
+    assert shared["grid + EM"] == shared["grid + EM + rendering"] > 0
+    assert shared["random start"] == shared["true poses"] == shared["one view"] == 0

@@ -231,6 +231,22 @@ def test_known_poses_are_kept_and_determine_the_result():
     assert runs[0].report["margin"] is None and runs[0].uncertainty.tolist() == [0, 0]
 
 
+def test_a_search_can_be_used_again(result):
+    found = result[0]
+    prior, images = exact_prior(elevation_bias=3.0)
+    again = latentdem.reconstruct(
+        list(images), prior=prior, settings=QUICK, estimate=found.estimate
+    )
+    assert torch.equal(again.poses, found.poses)
+    assert again.report["network_evaluations"] < found.report["network_evaluations"]
+    assert again.report["seconds_by_phase"]["views"] > 0
+    assert "poses" not in again.report["seconds_by_phase"]
+    with pytest.raises(ValueError, match="estimate must be of the same 2 views"):
+        latentdem.reconstruct(
+            list(images[:2]), prior=prior, settings=QUICK, estimate=found.estimate
+        )
+
+
 def test_one_view_with_its_pose():
     prior, images = exact_prior()
     found = latentdem.reconstruct([images[0]], prior=prior, poses=TRUE_POSES[:1], settings=QUICK)

@@ -140,6 +140,18 @@ class DenoisingScore:
         other.elevation_std, other._counter = self.elevation_std, self._counter
         return other
 
+    def by_level(self) -> list[DenoisingScore]:
+        """One score for each noise level, the noisiest first, whose losses add up to this one's."""
+        draws = self.settings.noises
+        parts = []
+        for first in reversed(range(0, len(self.timesteps), draws)):
+            part = copy.copy(self)
+            level = slice(first, first + draws)
+            part.timesteps, part.scale = self.timesteps[level], self.scale[level]
+            part.noise, part.noisy = self.noise[level], self.noisy[:, level]
+            parts.append(part)
+        return parts
+
     @property
     def evaluations(self) -> int:
         """Of the network, so far."""

@@ -6,6 +6,7 @@ all pairs of views count, in both directions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from latentdem.em.denoising_score import KNOWN_STD, DenoisingScore, NormalEquations
+from latentdem.em.reconstruct_settings import PoseSettings
 from latentdem.operators.pose import wrap_degrees, wrap_pose
 
 _BEAM = 256  # partial hypotheses kept while views join one by one
@@ -82,13 +84,21 @@ def initial_poses(score: DenoisingScore, azimuths: Tensor) -> Tensor:
     return torch.stack((elevation, wrap_degrees(azimuths), radius), -1)
 
 
+def _shrinking(points: int, settings: PoseSettings) -> list[int]:
+    """How many of a pair's grid points each noise level sees."""
+    return [
+        max(1, math.ceil(points * settings.grid_kept**k)) for k in range(len(settings.grid_levels))
+    ]
+
+
 def score_grid(score: DenoisingScore, callback: Callback | None = None) -> PoseGrid:
     """Losses of every pair of views over the grid, at the embedder's radii.
 
     The embedder sees an elevation only roughly, so each view's is tried above and below, too.
+    All points are scored at the noisiest level, at each further one the best of them.
     """
     settings, given = score.settings, score.given
-    coarse = score.at_levels(settings.grid_levels)
+    levels = score.at_levels(settings.grid_levels).by_level()
     azimuths = torch.arange(round(360 / settings.azimuth_step)).to(given.latents)
     azimuths = azimuths * settings.azimuth_step
     # Within the range that the prior knows; what lies beyond becomes the border.
@@ -101,28 +111,34 @@ def score_grid(score: DenoisingScore, callback: Callback | None = None) -> PoseG
     losses = given.latents.new_zeros(views, views, tried, tried, count)
     # Elevations that coincide at the border are computed once.
     distinct = [heights.unique(return_inverse=True) for heights in elevations]
-    work = {}
-    for i in range(views):
-        for j in range(i + 1, views):
-            e, f, a = torch.meshgrid(distinct[i][0], distinct[j][0], azimuths, indexing="ij")
-            near, far = (
-                torch.stack((height, azimuth, given.radius[k].expand(a.shape)), -1).flatten(0, 2)
-                for k, height, azimuth in ((i, e, torch.zeros_like(a)), (j, f, a))
-            )
-            work[i, j] = list(zip(near.split(_PART), far.split(_PART), strict=True))
-    done, total = 0, sum(map(len, work.values()))
-    for (i, j), parts in work.items():
-        both = []
-        for near, far in parts:
-            source = torch.full((len(near),), i, device=azimuths.device)
-            target = torch.full_like(source, j)
-            there = coarse.losses(source, target, near, far)
-            both.append(there + coarse.losses(target, source, far, near))
-            done += 1
-            if callback is not None:
-                callback(done, total)
+    pairs = [(i, j) for i in range(views) for j in range(i + 1, views)]
+    points = {(i, j): len(distinct[i][0]) * len(distinct[j][0]) * count for i, j in pairs}
+    numbers = [number for pair in pairs for number in _shrinking(points[pair], settings)]
+    done, total = 0, sum(math.ceil(number / _PART) for number in numbers)
+    for i, j in pairs:
+        e, f, a = torch.meshgrid(distinct[i][0], distinct[j][0], azimuths, indexing="ij")
+        near, far = (
+            torch.stack((height, azimuth, given.radius[k].expand(a.shape)), -1).flatten(0, 2)
+            for k, height, azimuth in ((i, e, torch.zeros_like(a)), (j, f, a))
+        )
+        table = near.new_zeros(len(near))
+        for level, number in zip(levels, _shrinking(len(near), settings), strict=True):
+            kept = table.argsort(stable=True)[:number]
+            found = []
+            for part in kept.split(_PART):
+                source = torch.full_like(part, i)
+                target = torch.full_like(part, j)
+                there = level.losses(source, target, near[part], far[part])
+                found.append(there + level.losses(target, source, far[part], near[part]))
+                done += 1
+                if callback is not None:
+                    callback(done, total)
+            # What was dropped is taken to be as bad as the worst of what was kept.
+            added = torch.cat(found)
+            table = table + added.max()
+            table[kept] += added - added.max()
         (first, where_first), (second, where_second) = distinct[i], distinct[j]
-        table = torch.cat(both).unflatten(0, (len(first), len(second), count))
+        table = table.unflatten(0, (len(first), len(second), count))
         losses[i, j] = table[where_first][:, where_second]
     single = 0.5 * ((elevations - given.elevation[:, None]) / score.elevation_std[:, None]) ** 2
     return PoseGrid(azimuths, elevations, losses, single)
@@ -215,26 +231,29 @@ def refine(
 ) -> tuple[Tensor, Tensor, list[NormalEquations]]:
     """Levenberg-Marquardt on M hypotheses ``poses [M,K,3]`` at once.
 
+    Those that have fallen behind the best by more than ``give_up`` stay where they are.
+
     Returns:
         Poses ``[M,K,3]``, losses ``[M]`` (never above those at the start), and the normal
         equations at the end.
     """
-    limits = radius_limits(score.prior.camera.radius)
+    settings, limits = score.settings, radius_limits(score.prior.camera.radius)
     damping = [0.1] * len(poses)
+    poses = poses.clone()
     losses, systems = score.linearize(poses)
-    for iteration in range(score.settings.iterations):
-        steps = torch.stack([solve_step(s, d) for s, d in zip(systems, damping, strict=True)])
-        trial = wrap_pose(poses + steps, elevation=_MAX_ELEVATION, radius=limits)
+    for iteration in range(settings.iterations):
+        alive = torch.nonzero(losses <= losses.min() + settings.give_up)[:, 0]
+        steps = torch.stack([solve_step(systems[m], damping[m]) for m in alive.tolist()])
+        trial = wrap_pose(poses[alive] + steps, elevation=_MAX_ELEVATION, radius=limits)
         trial_losses, trial_systems = score.linearize(trial)
-        poses, losses = poses.clone(), losses.clone()
-        for m in range(len(poses)):
-            if trial_losses[m] < losses[m]:
-                poses[m], losses[m], systems[m] = trial[m], trial_losses[m], trial_systems[m]
+        for k, m in enumerate(alive.tolist()):
+            if trial_losses[k] < losses[m]:
+                poses[m], losses[m], systems[m] = trial[k], trial_losses[k], trial_systems[k]
                 damping[m] = max(damping[m] / 5, 1e-3)
             else:
                 damping[m] *= 10
         if callback is not None:
-            callback(iteration + 1, score.settings.iterations)
+            callback(iteration + 1, settings.iterations)
     return poses, losses, systems
 
 

@@ -78,6 +78,7 @@ def reconstruct(
     prior: ObjectsPrior | None = None,
     masks: Sequence[ImageLike] | None = None,
     poses: Tensor | None = None,
+    estimate: PoseEstimate | None = None,
     elevation: float | None = None,
     seed: int = 0,
     rounds: int | None = None,
@@ -102,6 +103,8 @@ def reconstruct(
         poses: ``[K,3]`` elevation and azimuth in degrees, radius, if they are known; they stay as
             they are but for the gauge: azimuths are counted from the first view's.  A single view
             is allowed then.
+        estimate: of an earlier run on the same views (``result.estimate``): step 1, the longest, is
+            left out, to try other settings of the rest.
         elevation: of the first view in degrees, if it is known.
         seed: of all random numbers; the same seed gives the same result.
         rounds: alternations of sampler and field, at most.
@@ -126,9 +129,15 @@ def reconstruct(
     loaded = load_views(views, masks=masks, size=used.image_size, at_least=least)
     known = None if poses is None else _known_poses(poses, len(loaded))
     _check_elevation(elevation)
+    if estimate is not None and (known is not None or len(estimate.poses) != len(loaded)):
+        raise InputError(
+            f"estimate must be of the same {len(loaded)} views and come without poses, found one "
+            f"of {len(estimate.poses)}" + ("" if known is None else " and poses")
+        )
     # Seconds on two cores: all pairs of views are compared, each view is asked for every target.
     pairs = len(loaded) * (len(loaded) - 1) / 2
-    plan = [("poses", 20 * pairs)] + [("views", 1.5 * len(loaded)), ("field", 7)] * options.rounds
+    searching = 20 * pairs if known is None and estimate is None else 0.1
+    plan = [("poses", searching)] + [("views", 1.5 * len(loaded)), ("field", 7)] * options.rounds
     plan.append(("mesh", 0.6))
     phases = _Phases(plan, progress)
     started = time.perf_counter()
@@ -136,8 +145,7 @@ def reconstruct(
         given = used.embed(loaded.images)
     score = DenoisingScore(used, given, options.poses, seed, elevation=elevation)
     history: list[dict[str, Any]] = []
-    estimate: PoseEstimate | None = None
-    if known is None:
+    if known is None and estimate is None:
         phases.begin("poses")
         estimate = estimate_poses(
             score,
@@ -147,8 +155,10 @@ def reconstruct(
                 done + (total if phase == "refinement" else 0), 2 * total
             ),
         )
+    if estimate is not None:
         current, uncertainty = estimate.poses, estimate.uncertainty
     else:
+        assert known is not None
         current, uncertainty = known, torch.zeros(len(known))
     history.append({"phase": "poses", "poses": current.tolist()})
     free = torch.zeros(len(loaded), 3, dtype=torch.bool)
@@ -222,6 +232,7 @@ def reconstruct(
         views=loaded,
         fov=used.camera.fov,
         history=history,
+        estimate=estimate,
         report={
             "seed": seed,
             "poses_given": known is not None,

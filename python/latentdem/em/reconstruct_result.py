@@ -13,6 +13,7 @@ import trimesh
 from torch import Tensor
 
 import latentdem_ext as ext
+from latentdem.em.poses import PoseEstimate
 from latentdem.io import atomic_folder
 from latentdem.operators.mesh import save_mesh
 from latentdem.operators.pose import camera_to_world
@@ -48,6 +49,7 @@ class ReconstructResult:
         views: the given views as used, with their masks and names.
         fov: angle of view in degrees.
         history: one dictionary a phase.
+        estimate: where the poses started, with its other modes; None if they were given.
         report: settings, seed, seconds by phase, warnings, versions; JSON-ready.
     """
 
@@ -61,6 +63,7 @@ class ReconstructResult:
     views: Views
     fov: float
     history: list[dict[str, Any]]
+    estimate: PoseEstimate | None
     report: dict[str, Any]
 
     @property

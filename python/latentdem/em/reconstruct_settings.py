@@ -17,8 +17,10 @@ class PoseSettings:
     """Spacing of the azimuth grid in degrees; divides 360."""
     elevation_offsets: tuple[float, ...] = (-16.0, 16.0)
     """Other elevations in the grid for each view, against the embedder's, in degrees."""
-    grid_levels: tuple[float, ...] = (0.5, 0.8)
-    """Noise levels t / T of the denoising loss in the grid."""
+    grid_levels: tuple[float, ...] = (0.8, 0.5)
+    """Noise levels t / T of the denoising loss in the grid, the noisiest first."""
+    grid_kept: float = 0.25
+    """Share of a pair's grid points, the best by the levels before, that the next level sees."""
     levels: tuple[float, ...] = (0.35, 0.5, 0.65, 0.8, 0.9)
     """Those of the refinement."""
     noises: int = 1
@@ -29,6 +31,8 @@ class PoseSettings:
     """Least distance in azimuth between two of them, degrees."""
     iterations: int = 3
     """Gauss-Newton steps of the refinement."""
+    give_up: float = 6.0
+    """Nats (over the temperature) behind the best at which a mode is no longer refined."""
     temperature: float = 6.0
     """What the log-likelihood is divided by: the loss's 2,000 residuals are not independent, and
     the network is not exact.  Scales the reported uncertainties."""
@@ -47,9 +51,11 @@ class PoseSettings:
             levels = getattr(self, name)
             good = len(levels) > 0 and all(0 < level < 1 for level in levels)
             _check(good, f"{name} must lie between 0 and 1", levels)
-        for name in ("noises", "modes", "temperature", "elevation_std", "radius_std"):
+        for name in ("noises", "modes", "temperature", "elevation_std", "radius_std",
+                     "give_up"):  # fmt: skip
             value = getattr(self, name)
             _check(value > 0, f"{name} must be positive", value)
+        _check(0 < self.grid_kept <= 1, "grid_kept must lie between 0 and 1", self.grid_kept)
         _check(self.iterations >= 0, "iterations must be >= 0", self.iterations)
 
 
