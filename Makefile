@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-objects clean
+.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-priors evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -100,13 +100,19 @@ evaluate: build  ## Measure quality on unseen photographs and rewrite the README
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_paper.json --method paper --images 2 --kernels 1
 	$(BIN)/python python/benchmarks/tables.py
 
-# The feed-forward row needs a regressor of its own: latentdem train-pose-free.
-OBJECTS_FLAGS ?= --objects 12 --seeds 1 --views 2 --row "one view" --row "random start" --row grid \
-  --row "grid + EM" --row "grid + EM + rendering" --row "true poses"
+evaluate-priors: build  ## Measure the priors of deblurring by themselves
+	$(BIN)/latentdem evaluate --suite prior -o python/benchmarks/results/quality_prior.json \
+	  --pictures out/priors
+	$(BIN)/python python/benchmarks/tables.py
+
+# The regressor of the row "feed-forward" was made by: latentdem train-pose-free --minutes 26
+OBJECTS_FLAGS ?= --regressor python/benchmarks/baselines/pose_free.safetensors
 evaluate-objects: build  ## Measure poses, views and surfaces on held-out objects; a stopped run goes on
 	$(BIN)/latentdem draw-objects -o data/objects
-	$(BIN)/latentdem evaluate --suite objects -o python/benchmarks/results/quality_objects.json \
-	  --data data/objects $(OBJECTS_FLAGS)
+	for flags in "--views 2 --seeds 1 --objects 12" "--views 2 --seeds 3 --objects 6" \
+	  "--views 3 --seeds 1 --objects 6"; do \
+	  $(BIN)/latentdem evaluate --suite objects -o python/benchmarks/results/quality_objects.json \
+	    --data data/objects $$flags $(OBJECTS_FLAGS) || exit 1; done
 	$(BIN)/python python/benchmarks/tables.py
 
 clean:  ## Remove everything that was built

@@ -217,6 +217,36 @@ def objects_table() -> str:
     return "\n".join(lines)
 
 
+def priors_table() -> str:
+    """What the two priors of deblurring know by themselves."""
+    document = _load("quality_prior")
+    if document is None:
+        return "Not measured yet: `make evaluate-priors`."
+    code, ranking = document["autoencoder"], document["ranking"]
+    facts = {
+        "autoencoder, round trip": f"{code['psnr']:.2f} dB",
+        "the same, noise of 0.05 in the latents": f"{code['psnr_noisy_latents']:.2f} dB",
+        "encode and decode 256 x 256": f"{code['milliseconds']:.0f} ms",
+        f"sharp before blurred ({ranking['pairs']} pairs), by the loss": f"{ranking['plain']:.0%}",
+        "sharp before blurred, by the label": _cell(ranking["label"], ".0%"),
+    }
+    facts |= {
+        f"first kernel from {name}, MNC": f"{value:.3f}"
+        for name, value in document["initialization"].items()
+    }
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    for title, key, head, form in (
+        ("pixel noise", "denoising", "noise_std", ".2f"),
+        ("estimate at t", "m_step", "timestep", ".3f"),
+    ):
+        columns = [c for c in document[key][0] if c not in ("noise_std", "timestep")]
+        lines += ["", f"| {title} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+        for row in document[key]:
+            cells = " | ".join(_cell(row[c], form) for c in columns)
+            lines.append(f"| {row[head]:g} | {cells} |")
+    return "\n".join(lines)
+
+
 def _cell(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else format(value, form) + unit
 
@@ -233,7 +263,10 @@ DOCUMENTS = {
         "transforms": transforms_table,
     },
     ROOT / "csrc" / "README.md": {"cuda": cuda_table},
-    ROOT / "python" / "README.md": {"quality_objects": objects_table},
+    ROOT / "python" / "README.md": {
+        "quality_prior": priors_table,
+        "quality_objects": objects_table,
+    },
 }
 
 

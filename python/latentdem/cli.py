@@ -91,6 +91,14 @@ def deblur(
         Path | None,
         typer.Option(help="A prior written by train-prior. Default: the packaged one."),
     ] = None,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="Watch it: **preview.png** is renewed at every step, **trace.webp** shows the "
+            "whole course at the end.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Compute again what is already there.")
     ] = False,
@@ -106,6 +114,8 @@ def deblur(
 
     `latentdem deblur *.jpg -o out --kernel-size 25` (a killed run goes on where it was)
 
+    `latentdem deblur photo.jpg -o out --trace` (an animation of image and kernel)
+
     If the result rings or the kernel touches its frame, raise `--kernel-size`; if the kernel is
     a dot, the photograph may be sharp, or out of focus rather than shaken.
     """
@@ -113,6 +123,7 @@ def deblur(
     from latentdem.em.steps import StepReport
     from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
+    from latentdem.trace import PREVIEW, TRACE, Trace
 
     try:
         folders = _output_folders(inputs, output)
@@ -135,14 +146,19 @@ def deblur(
                 "boundary": boundary,
                 "prior": None if prior is None else str(prior),
             }
-            if not force and _finished(folder, request):
+            complete = not trace or (folder / TRACE).exists()
+            if not force and complete and _finished(folder, request):
                 console.print(f"{path}: already done, see {folder} (--force computes it again)")
                 continue
             task = bar.add_task(f"{path.name}: loading, first kernel", total=None)
             started = time.perf_counter()
+            folder.mkdir(parents=True, exist_ok=True)
+            course = Trace(folder / PREVIEW) if trace else None
 
             def show(index: int, count: int, report: StepReport, task: Any = task,
-                     name: str = path.name) -> None:  # fmt: skip
+                     name: str = path.name, course: Trace | None = course) -> None:  # fmt: skip
+                if course is not None:
+                    course.add(report)
                 bar.update(
                     task,
                     completed=report.step + 1,
@@ -164,7 +180,10 @@ def deblur(
                     progress=show,
                 )
                 result.report |= {"input": path.name, "request": request}
+                if course is not None:
+                    course.save(folder / TRACE)
                 result.save(folder)
+                (folder / PREVIEW).unlink(missing_ok=True)
             except (InputError, ValueError) as error:
                 bar.remove_task(task)
                 console.print(f"error: {path}: {error}", style="red", markup=False, soft_wrap=True)
@@ -173,7 +192,7 @@ def deblur(
             bar.update(task, description=f"{path.name}: done")
             console.print(
                 f"{path}: {time.perf_counter() - started:.1f} s -> {folder}/restored.png, "
-                f"kernel.png, comparison.png",
+                f"kernel.png, comparison.png" + (f", {TRACE}" if trace else ""),
                 highlight=False,
                 soft_wrap=True,
             )
@@ -185,7 +204,11 @@ def deblur(
 def evaluate(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file of the results.")],
     suite: Annotated[
-        str, typer.Option(help="**deblur**: photographs. **objects**: views without poses.")
+        str,
+        typer.Option(
+            help="**deblur**: photographs. **objects**: views without poses. **prior**: the "
+            "packaged priors by themselves."
+        ),
     ] = "deblur",
     images: Annotated[int, typer.Option(help="Test photographs, at most 8.")] = 8,
     kernels: Annotated[int, typer.Option(help="Random motion kernels an image.")] = 4,
@@ -206,7 +229,8 @@ def evaluate(
         list[str] | None, typer.Option("--row", help="objects: a method; default: all.")
     ] = None,
     prior: Annotated[
-        Path | None, typer.Option(help="objects: the prior. Default: the packaged one.")
+        Path | None,
+        typer.Option(help="objects, prior: the one to measure. Default: the packaged one."),
     ] = None,
     regressor: Annotated[
         Path | None, typer.Option(help="objects: what train-pose-free wrote.")
@@ -221,6 +245,10 @@ def evaluate(
     **objects** reconstructs held-out objects from pairs and triples of views without poses, and
     compares poses, 8 unseen views and surface with the truth, beside a method that sees one view,
     a feed-forward regressor, partial methods and true poses.
+
+    **prior** measures the autoencoder's round trip, denoising beside BM3D, whether sharp pictures
+    are told from blurred ones, and what the kernel prior adds to one M-step and to the first
+    kernel; with --pictures it draws samples.
 
     `latentdem evaluate --suite objects -o quality.json --objects 4 --seeds 1 --views 2`
     """
@@ -254,8 +282,12 @@ def evaluate(
                 pictures=pictures,
                 console=console,
             )
+        elif suite == "prior":
+            from latentdem.evaluate_prior import run_prior_suite
+
+            run_prior_suite(output, images=images, prior=prior, pictures=pictures, console=console)
         else:
-            raise ValueError(f"suite must be deblur or objects, found '{suite}'")
+            raise ValueError(f"suite must be deblur, objects or prior, found '{suite}'")
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
 

@@ -102,6 +102,40 @@ def test_progress_through_the_grid():
     assert [done for done, _ in calls] == list(range(1, total + 1))
 
 
+def test_losses_of_the_levels_add_up():
+    score = make_score(settings=replace(QUICK, levels=(0.3, 0.6, 0.8), noises=2))
+    parts = score.by_level()
+    assert [int(part.timesteps[0]) for part in parts] == [799, 599, 300]
+    near, far = TRUE_POSES[:1], TRUE_POSES[1:2]
+    source, target = torch.tensor([0]), torch.tensor([1])
+    added = sum(part.losses(source, target, near, far) for part in parts)
+    torch.testing.assert_close(added, score.losses(source, target, near, far))
+
+
+def test_a_shrinking_grid_sees_less_and_keeps_the_best():
+    settings = replace(QUICK, grid_levels=(0.8, 0.5), grid_kept=1.0)
+    whole, shrunk = (make_score(settings=replace(settings, grid_kept=k)) for k in (1.0, 0.25))
+    full, grid = score_grid(whole), score_grid(shrunk)
+    assert shrunk.evaluations < 0.7 * whole.evaluations
+    assert int(grid.pairs[0, 1].argmin()) == int(full.pairs[0, 1].argmin())
+    torch.testing.assert_close(grid.pairs[0, 1].min(), full.pairs[0, 1].min())
+    # Nothing that was dropped ranks above what was kept.
+    kept = torch.isclose(grid.pairs[0, 1], full.pairs[0, 1])
+    assert 0.2 < float(kept.float().mean()) < 0.5
+    assert float(grid.pairs[0, 1][~kept].min()) >= float(grid.pairs[0, 1][kept].min())
+
+
+def test_a_lost_mode_is_left_where_it_is():
+    start_angles = torch.tensor([[0.0, 70.0], [0.0, -120.0]])
+    score = make_score(settings=replace(QUICK, give_up=1e-3))
+    start = initial_poses(score, start_angles)
+    poses, losses, _ = refine(score, start)
+    best = int(score.joint(start).argmin())
+    assert torch.equal(poses[1 - best], start[1 - best])
+    assert not torch.equal(poses[best], start[best])
+    torch.testing.assert_close(losses, score.joint(poses))
+
+
 def test_combination_of_a_pair_is_exact():
     score = make_score(bias=20.0)
     grid = score_grid(score)

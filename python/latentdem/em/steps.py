@@ -22,13 +22,25 @@ StepCallback = Callable[["StepReport"], None]
 
 @dataclass
 class StepReport:
-    """What one step leaves behind, for the history and the progress bar."""
+    """What one step leaves behind, for the history, the progress bar, and pictures.
+
+    Args:
+        step: from zero.
+        steps: of the whole run.
+        timestep: t.
+        residual_std: root mean square residual over the observed pixels.
+        kernel_peak: largest value of the kernel.
+        image: current estimate under the observation, ``[1,3,H,W]``, not clamped.
+        kernel: current kernel ``[1,1,k,k]``.
+    """
 
     step: int
     steps: int
     timestep: int
     residual_std: float
     kernel_peak: float
+    image: Tensor = field(repr=False)
+    kernel: Tensor = field(repr=False)
 
 
 @dataclass
@@ -123,7 +135,15 @@ def run_prox(
         state.image = images.mean(0, keepdim=True)
         clock = state.lap("e_step", clock)
         residual = model.residual_variance(state.image, state.kernel) ** 0.5
-        report = StepReport(step, len(schedule), timestep, residual, float(state.kernel.max()))
+        report = StepReport(
+            step,
+            len(schedule),
+            timestep,
+            residual,
+            float(state.kernel.max()),
+            model.crop(state.image),
+            state.kernel,
+        )
         state.record(report, callback)
         if step + 1 == len(schedule):
             break
@@ -208,7 +228,13 @@ def run_paper(
                 state.image = estimate.detach()
                 state.lap("e_step", clock)
                 report = StepReport(
-                    step, len(schedule), timestep, residual, float(state.kernel.max())
+                    step,
+                    len(schedule),
+                    timestep,
+                    residual,
+                    float(state.kernel.max()),
+                    model.crop(state.image),
+                    state.kernel,
                 )
                 state.record(report, callback)
             else:
