@@ -206,20 +206,29 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Option(
-            help="**deblur**: photographs. **objects**: views without poses. **prior**: the "
-            "packaged priors by themselves."
+            help="**deblur**: photographs. **folder**: your own pictures. **objects**: views "
+            "without poses. **prior**: the packaged priors by themselves."
         ),
     ] = "deblur",
     images: Annotated[int, typer.Option(help="Test photographs, at most 8.")] = 8,
     kernels: Annotated[int, typer.Option(help="Random motion kernels an image.")] = 4,
-    kernel_size: Annotated[int, typer.Option(help="Side of the kernels in pixels.")] = 25,
-    noise_std: Annotated[float, typer.Option(help="Noise of the observations.")] = 0.01,
+    kernel_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the kernels in pixels. Default: 25; folder: as in deblur."),
+    ] = None,
+    noise_std: Annotated[
+        float | None,
+        typer.Option(help="Noise of the observations. Default: 0.01; folder: estimated."),
+    ] = None,
     method: Annotated[str, typer.Option(help="**prox** or **paper**.")] = "prox",
     steps: Annotated[int | None, typer.Option(help="Default: the method's own.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for comparison pictures.")] = None,
-    data: Annotated[Path, typer.Option(help="objects: folder of the held-out views.")] = Path(
-        "data/objects"
-    ),
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder: your pictures. objects: the held-out views. [default: data/objects]"
+        ),
+    ] = None,
     objects: Annotated[int, typer.Option(help="objects: how many of the held-out ones.")] = 20,
     seeds: Annotated[int, typer.Option(help="objects: choices of views an object.")] = 3,
     views: Annotated[
@@ -242,6 +251,9 @@ def evaluate(
     motion kernels through a valid convolution, restores them blindly and with the true kernel,
     and writes shift-aligned PSNR, kernel similarity (MNC) and seconds.
 
+    **folder** deblurs your own pictures and writes a page (HTML) beside the JSON, worst first. For
+    those with FOLDER/truth/NAME.png or FOLDER/kernels/NAME.npy (or .png) it tells PSNR and MNC.
+
     **objects** reconstructs held-out objects from pairs and triples of views without poses, and
     compares poses, 8 unseen views and surface with the truth, beside a method that sees one view,
     a feed-forward regressor, partial methods and true poses.
@@ -249,6 +261,8 @@ def evaluate(
     **prior** measures the autoencoder's round trip, denoising beside BM3D, whether sharp pictures
     are told from blurred ones, and what the kernel prior adds to one M-step and to the first
     kernel; with --pictures it draws samples.
+
+    `latentdem evaluate --suite folder --data photographs -o out/photographs.json`
 
     `latentdem evaluate --suite objects -o quality.json --objects 4 --seeds 1 --views 2`
     """
@@ -260,8 +274,8 @@ def evaluate(
                 output,
                 images=images,
                 kernels=kernels,
-                kernel_size=kernel_size,
-                noise_std=noise_std,
+                kernel_size=25 if kernel_size is None else kernel_size,
+                noise_std=0.01 if noise_std is None else noise_std,
                 method=method,
                 steps=steps,
                 pictures=pictures,
@@ -272,7 +286,7 @@ def evaluate(
 
             run_objects_suite(
                 output,
-                data=data,
+                data=Path("data/objects") if data is None else data,
                 prior=prior,
                 regressor=regressor,
                 rows=rows,
@@ -282,12 +296,27 @@ def evaluate(
                 pictures=pictures,
                 console=console,
             )
+        elif suite == "folder":
+            from latentdem.evaluate_folder import run_folder_suite
+
+            if data is None:
+                raise ValueError("the suite folder needs your pictures: --data FOLDER")
+            run_folder_suite(
+                output,
+                data=data,
+                kernel_size=kernel_size,
+                noise_std=noise_std,
+                method=method,
+                steps=steps,
+                pictures=pictures,
+                console=console,
+            )
         elif suite == "prior":
             from latentdem.evaluate_prior import run_prior_suite
 
             run_prior_suite(output, images=images, prior=prior, pictures=pictures, console=console)
         else:
-            raise ValueError(f"suite must be deblur, objects or prior, found '{suite}'")
+            raise ValueError(f"suite must be deblur, folder, objects or prior, found '{suite}'")
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
 
