@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,9 @@ from latentdem.cli_common import finished as _finished
 from latentdem.cli_common import progress_bar as _progress
 from latentdem.cli_objects import reconstruct
 from latentdem.cli_prior import app as prior_app
+
+TILES = ".tiles"
+"""Folder of finished tiles within the output, until the photograph is finished."""
 
 app = typer.Typer(
     name="latentdem",
@@ -91,6 +95,13 @@ def deblur(
         Path | None,
         typer.Option(help="A prior written by train-prior. Default: the packaged one."),
     ] = None,
+    tile: Annotated[
+        int,
+        typer.Option(
+            help="Photographs of more than twice its square are restored in tiles of this side, "
+            "which bounds memory; finished tiles survive a kill. 0: never."
+        ),
+    ] = 640,
     trace: Annotated[
         bool,
         typer.Option(
@@ -144,6 +155,7 @@ def deblur(
                 "steps": steps,
                 "seed": seed,
                 "boundary": boundary,
+                "tile": tile,
                 "prior": None if prior is None else str(prior),
             }
             complete = not trace or (folder / TRACE).exists()
@@ -177,6 +189,8 @@ def deblur(
                     steps=steps,
                     seed=seed,
                     boundary=boundary,
+                    tile=tile or None,
+                    checkpoint=folder / TILES,
                     progress=show,
                 )
                 result.report |= {"input": path.name, "request": request}
@@ -184,6 +198,7 @@ def deblur(
                     course.save(folder / TRACE)
                 result.save(folder)
                 (folder / PREVIEW).unlink(missing_ok=True)
+                shutil.rmtree(folder / TILES, ignore_errors=True)
             except (InputError, ValueError) as error:
                 bar.remove_task(task)
                 console.print(f"error: {path}: {error}", style="red", markup=False, soft_wrap=True)

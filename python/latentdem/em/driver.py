@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +19,11 @@ import latentdem_ext as ext
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, StepReport, run_paper, run_prox
+from latentdem.em.tiles import request_key, solve_in_tiles
 from latentdem.io import ImageLike, InputError, to_batch
 from latentdem.operators.blur import BOUNDARIES, BlurModel
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
-from latentdem.priors.latent import LatentPrior, load_prior
+from latentdem.priors.latent import LatentPrior, load_prior, weights_digest
 
 METHODS = ("prox", "paper")
 Progress = Callable[[int, int, StepReport], None]
@@ -65,6 +68,8 @@ def deblur(
     steps: int | None = None,
     seed: int = 0,
     boundary: str = "auto",
+    tile: int | None = 640,
+    checkpoint: str | os.PathLike[str] | None = None,
     settings: ProxSettings | PaperSettings | None = None,
     progress: Progress | None = None,
 ) -> DeblurResult:
@@ -85,6 +90,10 @@ def deblur(
             a batch starts from it, so results do not depend on batch mates.
         boundary: ``valid`` (nothing is known beyond the border, what cameras do; also
             ``auto``), or ``circular``.
+        tile: photographs of more than twice its square are restored in tiles of this side, which
+            bounds memory and time: the kernel is found in their most informative window.  None:
+            never.
+        checkpoint: folder that finished tiles are kept in; the same call goes on from there.
         settings: everything else, a :class:`ProxSettings` or :class:`PaperSettings`.
         progress: called at every step.
 
@@ -105,6 +114,8 @@ def deblur(
         kernel_size = kernel.shape[-1]
     size = default_kernel_size(height, width) if kernel_size is None else kernel_size
     _check_options(size, height, width, method, boundary, noise_std)
+    if tile is not None and tile < 64:
+        raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
     options = _settings(method, steps, settings)
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
@@ -112,27 +123,70 @@ def deblur(
     states: list[EMState] = []
     images: list[Tensor] = []
     sigmas: list[float] = []
+    limit = "valid" if boundary == "auto" else boundary
+    tiled = tile is not None and limit == "valid" and height * width > 2 * tile**2
+    tiles: list[dict[str, Any]] = []
     for index, observed in enumerate(batch.split(1)):
         colour, alpha = observed[:, :3], observed[:, 3:]
         sigma = estimate_noise_std(colour) if noise_std is None else noise_std
-        model = BlurModel(
-            colour.expand(-1, 3, -1, -1).contiguous(),
-            kernel_size=size,
-            noise_std=sigma,
-            boundary="valid" if boundary == "auto" else boundary,
-            kernel_prior=used_kernel,
-        )
-        generator = torch.Generator().manual_seed(seed)
 
         def callback(report: StepReport, index: int = index) -> None:
             if progress is not None:
                 progress(index, len(batch), report)
 
-        if isinstance(options, ProxSettings):
-            state = run_prox(used, model, options, generator, kernel=kernel, callback=callback)
+        def solve(
+            part: Tensor,
+            known: Tensor | None,
+            own_seed: int,
+            callback: Callable[[StepReport], None],
+            sigma: float = sigma,
+        ) -> EMState:
+            model = BlurModel(
+                part,
+                kernel_size=size,
+                noise_std=sigma,
+                boundary=limit,
+                kernel_prior=used_kernel,
+            )
+            generator = torch.Generator().manual_seed(own_seed)
+            if isinstance(options, ProxSettings):
+                found = run_prox(used, model, options, generator, kernel=known, callback=callback)
+            else:
+                found = run_paper(used, model, options, generator, kernel=known, callback=callback)
+            found.image = model.crop(found.image)
+            return found
+
+        whole = colour.expand(-1, 3, -1, -1).contiguous()
+        if tiled:
+            assert tile is not None
+            facts: dict[str, object] = {}
+            if checkpoint is not None:
+                facts = {
+                    "settings": asdict(options),
+                    "numbers": [sigma, size, seed, tile],
+                    "weights": [
+                        weights_digest(net)
+                        for net in (used.autoencoder, used.denoiser, used_kernel)
+                    ],
+                    "versions": versions(),
+                }
+            found = solve_in_tiles(
+                whole,
+                solve,
+                kernel=kernel,
+                kernel_size=size,
+                steps=options.steps,
+                tile=tile,
+                seed=seed,
+                checkpoint=None if checkpoint is None else Path(checkpoint) / f"{index:03d}",
+                key=request_key(whole, kernel, facts),
+                callback=callback,
+            )
+            state = found.state
+            tiles.append({"window": found.window, "tiles": found.tiles})
         else:
-            state = run_paper(used, model, options, generator, kernel=kernel, callback=callback)
-        restored = model.crop(state.image).clamp(0, 1)
+            state = solve(whole, kernel, seed, callback)
+        restored = state.image.clamp(0, 1)
         if colour.shape[1] == 1:
             restored = restored.mean(1, keepdim=True)
         images.append(torch.cat([restored, alpha], 1))
@@ -151,7 +205,8 @@ def deblur(
             "kernel_given": kernel is not None,
             "noise_std": sigmas,
             "noise_std_estimated": noise_std is None,
-            "boundary": "valid" if boundary == "auto" else boundary,
+            "boundary": limit,
+            "tiles": tiles,
             "settings": asdict(options),
             "prior": used.name,
             "image_size": [height, width],

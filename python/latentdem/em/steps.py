@@ -45,7 +45,7 @@ class StepReport:
 
 @dataclass
 class EMState:
-    """Image on the canvas ``[1,3,H_c,W_c]``, kernel ``[1,1,k,k]``, and what it cost."""
+    """Image ``[1,3,H,W]`` (of the methods: on their canvas), kernel ``[1,1,k,k]``, and the cost."""
 
     image: Tensor
     kernel: Tensor

@@ -7,6 +7,7 @@ classes fits, see :meth:`LatentPrior.from_diffusers`.  Images are in [0, 1] outs
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,6 +241,15 @@ def read_weights(
             return handle.metadata() or {}, tensors
     except Exception as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of a network's weights and their names."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _config(text: str) -> dict[str, Any]:

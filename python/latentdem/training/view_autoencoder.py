@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import permutations
 from pathlib import Path
 from typing import cast
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from latentdem.priors.latent import weights_digest
 from latentdem.training.autoencoder import autoencoder_loss, build_autoencoder, mean_psnr
 from latentdem.training.common import TrainingPlan, train
 from latentdem.training.object_views import on_white, read_shards
@@ -88,15 +88,6 @@ def train_view_autoencoder(
     return cast(AutoencoderKL, ema.cpu())
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the weights."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def encode_views(
     folder: Path,
     split: str,
@@ -114,7 +105,7 @@ def encode_views(
     """
     device = device or torch.device("cpu")
     path = cache / f"latents-{split}.safetensors"
-    made_by = {"autoencoder": _fingerprint(autoencoder), "recolored": str(recolored)}
+    made_by = {"autoencoder": weights_digest(autoencoder), "recolored": str(recolored)}
     if path.exists():
         with safe_open(path, framework="pt") as handle:
             if handle.metadata() == made_by:
