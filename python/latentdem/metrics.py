@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +32,60 @@ def maximum_normalized_correlation(kernel: Tensor, truth: Tensor) -> Tensor:
     correlation = torch.fft.irfft2(a * b.conj(), s=(height, width))
     norms = kernel.double().flatten(1).norm(dim=1) * truth.double().flatten(1).norm(dim=1)
     return (correlation.amax((1, 2, 3)) / norms.clamp_min(1e-30)).clamp(0, 1)
+
+
+def kernel_rmse(kernel: Tensor, truth: Tensor) -> Tensor:
+    """Root mean square difference ``[B]`` of kernels after the best shift by whole pixels.
+
+    Args:
+        kernel: ``[B,1,k,k]``, summing to one.
+        truth: ``[B|1,1,k',k']``, likewise; the mean runs over its ``k'^2`` values.
+
+    >>> kernel_rmse(torch.eye(3)[None, None] / 3, torch.eye(3)[None, None] / 3)
+    tensor([0.])
+    """
+    a, b = kernel.double(), truth.double().expand(len(kernel), -1, -1, -1)
+    size = (a.shape[-2] + b.shape[-2], a.shape[-1] + b.shape[-1])
+    product = torch.fft.rfft2(a, s=size) * torch.fft.rfft2(b, s=size).conj()
+    best = torch.fft.irfft2(product, s=size).amax((1, 2, 3))
+    # |a shifted - b|^2 = |a|^2 + |b|^2 - 2 <a shifted, b>
+    energy = a.square().sum((1, 2, 3)) + b.square().sum((1, 2, 3))
+    error = (energy - 2 * best).clamp_min(0)
+    # What cancels to the last digits is no difference.
+    error = torch.where(error > 1e-14 * energy, error, 0.0)
+    return (error / (b.shape[-2] * b.shape[-1])).sqrt().float()
+
+
+def visual_information(image: Tensor, truth: Tensor) -> float:
+    """Visual information fidelity (Sheikh and Bovik 2006) of ``[1,C,H,W]``; one for equal images.
+
+    A perceptual figure without a network.  Sides must be at least 41 pixels.
+
+    Raises:
+        ImportError: torchmetrics is missing.
+    """
+    try:
+        from torchmetrics.functional.image import visual_information_fidelity
+    except ImportError:
+        raise ImportError(
+            "this figure needs torchmetrics: pip install latentdem[evaluate]"
+        ) from None
+    return float(visual_information_fidelity(image.clamp(0, 1), truth))
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences, by resampling them with replacement.
+
+    >>> bootstrap_interval([1.0, 1.0, 1.0])
+    (1.0, 1.0)
+    """
+    data = torch.tensor(values, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(data), (draws, len(data)), generator=generator)
+    low, high = torch.quantile(data[index].mean(1), torch.tensor([0.025, 0.975]).double()).tolist()
+    return low, high
 
 
 def structural_similarity(image: Tensor, truth: Tensor) -> Tensor:

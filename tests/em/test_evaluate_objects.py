@@ -288,4 +288,4 @@ def test_wrong_options_are_refused(data, tmp_path):
 def test_command_names_the_suites(tmp_path):
     result = CliRunner().invoke(app, ["evaluate", "-o", str(tmp_path / "q.json"), "--suite", "x"])
     assert result.exit_code == 1
-    assert "suite must be deblur, folder, objects or prior, found 'x'" in result.stderr
+    assert "suite must be deblur, synthetic, misspecified" in result.stderr
