@@ -16,7 +16,8 @@ folder's ``summary.json`` is kept, replaced by name.
 
 Needs nothing from the network: torch with CUDA, an nvcc of the same major version, cmake, ninja,
 pytest and hypothesis must be there; what is missing is named at the start.  Without nerfacc its
-benchmark lacks one candidate, and says so.  One log for each step, the benchmarks' JSON, and
+benchmark lacks one candidate, without diffusers and its like the EM driver's tests are left out, and
+it says so.  One log for each step, the benchmarks' JSON, and
 ``summary.json`` lie in the output folder.  The exit code is zero only if every step of this run
 passed; ``complete`` in the summary says whether all have run.
 """
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ("bench_blur", "bench_kernel_map", "bench_volume_render", "bench_roofline")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 MODULES = ("torch", "pytest", "hypothesis", "numpy")
+DRIVER_MODULES = ("diffusers", "jinja2", "rich", "safetensors", "skimage", "trimesh", "typer")
 PROGRAMS = ("cmake", "ninja", "nvcc")
 PARTS = ("build", "tests", "benchmarks", "sanitizers")
 # Plugins of other packages may warn, and warnings are errors here; hypothesis' own may stay.
@@ -151,6 +153,11 @@ def tests(folder: Path) -> list[Step]:
     files += [ROOT / "tests" / "cuda_emulation" / "test_every_operator.py"]
     files += [ROOT / "tests" / "ops" / "test_blur_device.py"]
     files += sorted((ROOT / "tests" / "registration").glob("test_*.py"))
+    absent = [name for name in DRIVER_MODULES if not importlib.util.find_spec(name)]
+    if absent:
+        print(f"the EM driver is left out: it needs {', '.join(absent)}")
+    else:
+        files += [ROOT / "tests" / "em" / "test_deblur_device.py"]
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
     extra = {"LATENTDEM_EMULATION_DEVICE": "cuda", "OMP_NUM_THREADS": "2"}
     with ThreadPoolExecutor(workers) as pool:

@@ -95,6 +95,9 @@ def deblur(
         Path | None,
         typer.Option(help="A prior written by train-prior. Default: the packaged one."),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")
+    ] = "cpu",
     tile: Annotated[
         int,
         typer.Option(
@@ -131,6 +134,7 @@ def deblur(
     a dot, the photograph may be sharp, or out of focus rather than shaken.
     """
     from latentdem.em import deblur as run
+    from latentdem.em.driver import check_device
     from latentdem.em.steps import StepReport
     from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
@@ -141,6 +145,7 @@ def deblur(
         for path in inputs:  # all inputs are checked before the first minute is spent
             to_batch(path)
         check_writable(output)
+        check_device(device)
         chosen = load_prior(prior) if prior is not None else None
     except (ValueError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
@@ -156,6 +161,7 @@ def deblur(
                 "seed": seed,
                 "boundary": boundary,
                 "tile": tile,
+                "device": device,
                 "prior": None if prior is None else str(prior),
             }
             complete = not trace or (folder / TRACE).exists()
@@ -190,6 +196,7 @@ def deblur(
                     seed=seed,
                     boundary=boundary,
                     tile=tile or None,
+                    device=device,
                     checkpoint=folder / TILES,
                     progress=show,
                 )

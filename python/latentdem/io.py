@@ -108,7 +108,7 @@ def to_batch(image: ImageLike) -> Tensor:
 
 def to_pil(image: Tensor) -> Image.Image:
     """``[C,H,W]`` in [0, 1] as an 8-bit picture."""
-    array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 

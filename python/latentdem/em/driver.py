@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import time
@@ -70,6 +71,8 @@ def deblur(
     boundary: str = "auto",
     tile: int | None = 640,
     checkpoint: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     settings: ProxSettings | PaperSettings | None = None,
     progress: Progress | None = None,
 ) -> DeblurResult:
@@ -94,6 +97,10 @@ def deblur(
             bounds memory and time: the kernel is found in their most informative window.  None:
             never.
         checkpoint: folder that finished tiles are kept in; the same call goes on from there.
+        device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; by default where the prior is
+            (the packaged one: on the CPU).  The result is on the CPU.
+        dtype: of the networks; by default float16 on CUDA and the prior's own elsewhere.  Data
+            term and kernel are float32.
         settings: everything else, a :class:`ProxSettings` or :class:`PaperSettings`.
         progress: called at every step.
 
@@ -119,6 +126,13 @@ def deblur(
     options = _settings(method, steps, settings)
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
+    place = used.device if device is None else check_device(device)
+    if dtype is None and place.type == "cuda" and device is not None:
+        dtype = torch.float16
+    used = used.to(place, dtype)
+    if next(used_kernel.parameters()).device != place:
+        used_kernel = copy.deepcopy(used_kernel).to(place)
+    kernel = None if kernel is None else kernel.to(place)
     started = time.perf_counter()
     states: list[EMState] = []
     images: list[Tensor] = []
@@ -156,7 +170,7 @@ def deblur(
             found.image = model.crop(found.image)
             return found
 
-        whole = colour.expand(-1, 3, -1, -1).contiguous()
+        whole = colour.expand(-1, 3, -1, -1).to(place).contiguous()
         if tiled:
             assert tile is not None
             facts: dict[str, object] = {}
@@ -186,7 +200,7 @@ def deblur(
             tiles.append({"window": found.window, "tiles": found.tiles})
         else:
             state = solve(whole, kernel, seed, callback)
-        restored = state.image.clamp(0, 1)
+        restored = state.image.clamp(0, 1).cpu()
         if colour.shape[1] == 1:
             restored = restored.mean(1, keepdim=True)
         images.append(torch.cat([restored, alpha], 1))
@@ -195,7 +209,7 @@ def deblur(
     seconds = time.perf_counter() - started
     return DeblurResult(
         image=torch.cat(images),
-        kernel=torch.cat([state.kernel for state in states]),
+        kernel=torch.cat([state.kernel.cpu() for state in states]),
         observation=batch,
         history=[state.history for state in states],
         report={
@@ -209,6 +223,8 @@ def deblur(
             "tiles": tiles,
             "settings": asdict(options),
             "prior": used.name,
+            "device": str(place),
+            "dtype": str(used.dtype).removeprefix("torch."),
             "image_size": [height, width],
             "seconds": round(seconds, 3),
             "seconds_by_phase": _add_up([state.seconds for state in states]),
@@ -218,6 +234,27 @@ def deblur(
             "versions": versions(),
         },
     )
+
+
+def check_device(name: torch.device | str) -> torch.device:
+    """The device called ``name``, if this machine and the native module have it.
+
+    Raises:
+        InputError: they don't; a line that says what to do.
+    """
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device '{name}' cannot be used: {reason}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}' cannot be used: the operators run on cpu and cuda")
+    if device.type == "cuda" and not ext.build_info()["cuda"]:
+        raise InputError(
+            f"device '{name}' cannot be used: latentdem_ext was built without CUDA; build it "
+            "beside a CUDA torch and its nvcc with LATENTDEM_CUDA=on"
+        )
+    return device
 
 
 def _add_up(seconds: list[dict[str, float]]) -> dict[str, float]:

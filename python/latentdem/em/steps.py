@@ -75,7 +75,8 @@ class EMState:
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    # Drawn on the CPU: the same seed gives the same noise on every device.
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 @torch.no_grad()

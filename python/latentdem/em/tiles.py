@@ -116,8 +116,8 @@ def blend_weight(
 class _Store:
     """Finished parts in a folder, so that a killed run goes on; of no use to another request."""
 
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path | None, key: str, device: torch.device) -> None:
+        self.folder, self.key, self.device = folder, key, device
 
     def load(self, name: str) -> tuple[Tensor, list[dict[str, float]]] | None:
         """A part and its history, or nothing."""
@@ -129,7 +129,7 @@ class _Store:
                 metadata = handle.metadata() or {}
                 if metadata.get("key") != self.key:
                     return None
-                return handle.get_tensor("part"), json.loads(metadata["history"])
+                return handle.get_tensor("part").to(self.device), json.loads(metadata["history"])
         except Exception:  # cut off by a crash of the machine: as if it were not there
             return None
 
@@ -140,15 +140,15 @@ class _Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{name}.partial"
         metadata = {"key": self.key, "history": json.dumps(history)}
-        save_file({"part": part.contiguous()}, partial, metadata)
+        save_file({"part": part.cpu().contiguous()}, partial, metadata)
         partial.replace(self.folder / f"{name}.safetensors")
 
 
 def request_key(observation: Tensor, kernel: Tensor | None, facts: dict[str, object]) -> str:
     """Digest of all that a result depends on."""
-    digest = hashlib.sha256(observation.contiguous().numpy().tobytes())
+    digest = hashlib.sha256(observation.cpu().contiguous().numpy().tobytes())
     if kernel is not None:
-        digest.update(kernel.contiguous().numpy().tobytes())
+        digest.update(kernel.cpu().contiguous().numpy().tobytes())
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
@@ -185,7 +185,7 @@ def solve_in_tiles(
     side = max(tile, 2 * overlap)
     tops, lefts = spans(height, side, overlap), spans(width, side, overlap)
     tiles = [(t, x, min(side, height), min(side, width)) for t in tops for x in lefts]
-    store = _Store(checkpoint, key)
+    store = _Store(checkpoint, key, observation.device)
     runs = len(tiles) + (kernel is None)
     shown = observation.clone()
     state = EMState(observation, torch.empty(0) if kernel is None else kernel)
@@ -234,7 +234,7 @@ def solve_in_tiles(
         top, left, tall, wide = place
         image = run(f"tile-{number:04d}", place, kernel, seed + 1 + number)
         inner = (top > 0, top + tall < height, left > 0, left + wide < width)
-        weight = blend_weight(tall, wide, inner, kernel_size // 2, overlap)
+        weight = blend_weight(tall, wide, inner, kernel_size // 2, overlap).to(observation)
         area = (..., slice(top, top + tall), slice(left, left + wide))
         total[area] += weight * image
         share[area] += weight

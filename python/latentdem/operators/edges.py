@@ -38,8 +38,9 @@ def l0_deconvolution(
     if kernel is not None:
         transfer = transfer_function(kernel, size)
         data, power = transfer.conj() * data, transfer.abs().square()
-    rows = torch.fft.fftfreq(size[0], dtype=blurred.dtype)[:, None]
-    columns = torch.fft.rfftfreq(size[1], dtype=blurred.dtype)[None, :]
+    kind = {"dtype": blurred.dtype, "device": blurred.device}
+    rows = torch.fft.fftfreq(size[0], **kind)[:, None]
+    columns = torch.fft.rfftfreq(size[1], **kind)[None, :]
     laplacian = 4 - 2 * torch.cos(2 * torch.pi * rows) - 2 * torch.cos(2 * torch.pi * columns)
     x, beta = blurred, 2 * weight
     while beta < beta_max:
@@ -63,6 +64,7 @@ def smooth_total_variation(image: Tensor, weight: float) -> Tensor:
         weight: in the image's units: ripples of a lower height and one pixel's width go.
     """
     smooth = [
-        denoise_tv_chambolle(each.double().numpy(), weight=weight, channel_axis=0) for each in image
+        denoise_tv_chambolle(each.double().cpu().numpy(), weight=weight, channel_axis=0)
+        for each in image
     ]
     return torch.stack([torch.from_numpy(each) for each in smooth]).to(image)

@@ -71,7 +71,7 @@ def estimate_kernel(
     grey = observation.mean(1, keepdim=True)
     weight = edge_weight
     sizes = kernel_sizes(kernel_size)
-    kernel = _two_pixels(sizes[0])
+    kernel = _two_pixels(sizes[0]).to(observation)
     for size in sizes:
         scale = size / kernel_size
         height, width = (max(size, round(side * scale)) for side in grey.shape[-2:])

@@ -7,9 +7,10 @@ classes fits, see :meth:`LatentPrior.from_diffusers`.  Images are in [0, 1] outs
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,46 @@ class LatentPrior:
         """Number of training timesteps T."""
         return len(self.alphas_cumprod)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are, and images and latents must be."""
+        return next(self.autoencoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in; images and latents are float32 all the same."""
+        return next(self.autoencoder.parameters()).dtype
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> LatentPrior:
+        """This prior with its networks on ``device`` in ``dtype``; itself if they are already.
+
+        >>> load_prior().to("cuda", torch.float16)  # doctest: +SKIP
+        """
+        device = self.device if device is None else torch.empty(0, device=device).device
+        dtype = self.dtype if dtype is None else dtype
+        if (device, dtype) == (self.device, self.dtype):
+            return self
+
+        def moved(module: Any) -> Any:
+            # A copy: the packaged prior is shared.
+            return None if module is None else copy.deepcopy(module).to(device, dtype)
+
+        def conditioned(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device, dtype if value.is_floating_point() else None)
+
+        return replace(
+            self,
+            autoencoder=moved(self.autoencoder),
+            denoiser=moved(self.denoiser),
+            latent_mean=self.latent_mean.to(device),
+            latent_std=self.latent_std.to(device),
+            conditioning={key: conditioned(value) for key, value in self.conditioning.items()},
+        )
+
     def encode(self, image: Tensor) -> Tensor:
         """Mean latents of ``image [B,3,H,W]`` in [0, 1] (values outside are allowed)."""
         pad = [-side % self.multiple for side in image.shape[-2:]]
@@ -73,16 +114,14 @@ class LatentPrior:
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
         latents = self.autoencoder.encode(
-            x.contiguous(memory_format=torch.channels_last)
+            x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         ).latent_dist.mode()
-        return (latents - self.latent_mean) / self.latent_std
+        return (latents.float() - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Image ``[B,3,H,W]`` of ``size`` (H, W); nominally in [0, 1], not clamped."""
-        z = (latents * self.latent_std + self.latent_mean).contiguous(
-            memory_format=torch.channels_last
-        )
-        x = self.autoencoder.decode(z).sample
+        z = (latents * self.latent_std + self.latent_mean).to(self.dtype)
+        x = self.autoencoder.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
         if self.unshuffle > 1:
             x = F.pixel_shuffle(x, self.unshuffle)
         return (x[..., : size[0], : size[1]] + 1) / 2
@@ -114,10 +153,10 @@ class LatentPrior:
         abar = float(self.alphas_cumprod[timestep])
         signal, noise = abar**0.5, (1 - abar) ** 0.5
         output = self.denoiser(
-            noisy.contiguous(memory_format=torch.channels_last),
+            noisy.to(self.dtype).contiguous(memory_format=torch.channels_last),
             timestep,
             **self._condition(label, noisy),
-        ).sample
+        ).sample.float()
         if self.prediction_type == "v_prediction":
             return signal * noisy - noise * output, noise * noisy + signal * output
         if self.prediction_type == "epsilon":
@@ -179,6 +218,7 @@ class LatentPrior:
         """Measure r_t on sharp images in [0, 1]: noise their latents, denoise, decode, compare."""
         batch = list(images) if isinstance(images, Tensor) else images
         batch = [image if image.dim() == 4 else image[None] for image in batch]
+        batch = [image.to(self.device) for image in batch]
         grid = [int(f * (self.timesteps - 1)) for f in (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)]
         errors = []
         for timestep in grid:
@@ -187,7 +227,7 @@ class LatentPrior:
             total = 0.0
             for image in batch:
                 latents = self.encode(image)
-                noise = torch.randn(latents.shape, generator=generator)
+                noise = torch.randn(latents.shape, generator=generator).to(latents)
                 noisy = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
                 estimate, _ = self.predict(noisy, timestep)
                 size = (image.shape[-2], image.shape[-1])
