@@ -16,7 +16,7 @@ folder's ``summary.json`` is kept, replaced by name.
 
 Needs nothing from the network: torch with CUDA, an nvcc of the same major version, cmake, ninja,
 pytest and hypothesis must be there; what is missing is named at the start.  Without nerfacc its
-benchmark lacks one candidate, without diffusers and its like the EM driver's tests are left out, and
+benchmark lacks one candidate, without diffusers and its like the EM driver's tests are left out;
 it says so.  One log for each step, the benchmarks' JSON, and
 ``summary.json`` lie in the output folder.  The exit code is zero only if every step of this run
 passed; ``complete`` in the summary says whether all have run.
