@@ -91,18 +91,13 @@ class LatentPrior:
             # A copy: the packaged prior is shared.
             return None if module is None else copy.deepcopy(module).to(device, dtype)
 
-        def conditioned(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.to(device, dtype if value.is_floating_point() else None)
-
         return replace(
             self,
             autoencoder=moved(self.autoencoder),
             denoiser=moved(self.denoiser),
             latent_mean=self.latent_mean.to(device),
             latent_std=self.latent_std.to(device),
-            conditioning={key: conditioned(value) for key, value in self.conditioning.items()},
+            conditioning=cast_floats(self.conditioning, device=device, dtype=dtype),
         )
 
     def encode(self, image: Tensor) -> Tensor:
@@ -113,9 +108,11 @@ class LatentPrior:
         x = padded * 2 - 1
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
-        latents = self.autoencoder.encode(
+        found = self.autoencoder.encode(
             x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        ).latent_dist.mode()
+        )
+        # Vector-quantised and tiny autoencoders have latents and no distribution of them.
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
         return (latents.float() - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
@@ -129,13 +126,14 @@ class LatentPrior:
     def _condition(self, label: str | None, noisy: Tensor) -> dict[str, Any]:
         """Keyword arguments of the denoiser for ``label`` (a name in ``classes``)."""
         if label is None and not self.classes:
-            return self.conditioning
+            return {key: _expand(value, len(noisy)) for key, value in self.conditioning.items()}
         if label is not None and label not in self.classes:
             known = ", ".join(self.classes) or "none"
             raise ValueError(f"label {label!r} is not one of the prior's: {known}")
         index = 0 if label is None else self.classes.index(label)
         labels = torch.full((len(noisy),), index, device=noisy.device)
-        return {**self.conditioning, "class_labels": labels}
+        given = {key: _expand(value, len(noisy)) for key, value in self.conditioning.items()}
+        return {**given, "class_labels": labels}
 
     def predict(
         self, noisy: Tensor, timestep: int, label: str | None = None
@@ -283,6 +281,26 @@ def read_weights(
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
+def cast_floats(
+    value: Any, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """Tensors in nested dictionaries on ``device``, those of floats in ``dtype``."""
+    if isinstance(value, dict):
+        return {k: cast_floats(part, device=device, dtype=dtype) for k, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
+
+
+def _expand(value: Any, count: int) -> Any:
+    """Conditioning of one, in nested dictionaries too, for a batch of ``count``."""
+    if isinstance(value, dict):
+        return {key: _expand(part, count) for key, part in value.items()}
+    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == 1:
+        return value.expand(count, *value.shape[1:])
+    return value
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 of a network's weights and their names."""
     digest = hashlib.sha256()
@@ -303,15 +321,30 @@ def network_multiple(autoencoder: AutoencoderKL, denoiser: UNet2DModel, unshuffl
     return unshuffle * 2**halvings
 
 
-def load_prior(path: Path | str | None = None) -> LatentPrior:
-    """Load the packaged natural-image prior, or one written by ``latentdem train-prior``.
+def load_prior(path: Path | str | None = None, **options: Any) -> LatentPrior:
+    """Load the packaged natural-image prior, a file of ``latentdem train-prior``, or your own.
 
-    Needs no network; reads safetensors only.
+    Reads safetensors only; needs no network but for a hub id.
+
+    Args:
+        path: by default the packaged prior; a file; a folder in diffusers' layout or a hub id,
+            as :func:`latentdem.priors.diffusers_folder.load_diffusers_prior` takes them.
+        options: of that function, for folders and hub ids: ``prompt``, ``images``, ``dtype``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a prior of this package.
+        FileNotFoundError: no such file or folder.
+        ValueError: not a prior, or a pickle.
+
+    >>> load_prior().name
+    'latentdem natural images 2'
     """
+    if path is not None and not Path(path).is_file():
+        from latentdem.priors.diffusers_folder import is_hub_id, load_diffusers_prior
+
+        if Path(path).is_dir() or is_hub_id(str(path)):
+            return load_diffusers_prior(path, **options)
+    if options:
+        raise ValueError(f"{', '.join(options)}: only for priors in diffusers' layout")
     path = PACKAGED if path is None else Path(path)
     metadata, tensors = read_weights(path, "train-prior")
     if "autoencoder" not in metadata or "denoiser" not in metadata:
