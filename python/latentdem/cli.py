@@ -93,7 +93,10 @@ def deblur(
     ] = "auto",
     prior: Annotated[
         Path | None,
-        typer.Option(help="A prior written by train-prior. Default: the packaged one."),
+        typer.Option(
+            help="A prior written by train-prior, a folder in diffusers' layout, or a hub id "
+            "(owner/name). Default: the packaged one."
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")

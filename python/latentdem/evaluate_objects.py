@@ -267,28 +267,33 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, An
     return summary
 
 
-def summary_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    """One subset's rows for the terminal."""
+WIDE = 130
+"""Columns of a terminal that holds all figures; a narrower one gets the main ones."""
+
+
+def summary_table(title: str, rows: dict[str, dict[str, Any]], width: int = WIDE) -> Table:
+    """One subset's rows for a terminal of ``width`` columns."""
     table = Table(title=f"{title}, {max(row['cases'] for row in rows.values())} cases")
-    columns = ("", "rotation", "< 5", "< 15", "< 30", "radius", "PSNR", "sampled", "SSIM", "IoU",
-               "chamfer", "s", "MB", "failed")  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
+    # Heading, key, format, and whether a narrow terminal shows it.
+    columns = (
+        ("rotation", "rotation_median", ".1f", True),
+        *((f"< {limit}", f"below_{limit}", ".0%", limit != 5) for limit in ROTATION_SHARES),
+        ("radius", "radius", ".3f", False),
+        ("PSNR", "psnr", ".2f", True),
+        ("sampled", "psnr_sampled", ".2f", False),
+        ("SSIM", "ssim", ".3f", False),
+        ("IoU", "iou", ".3f", False),
+        ("chamfer", "chamfer", ".4f", False),
+        ("s", "seconds", ".1f", True),
+        ("MB", "peak_mb", ".0f", False),
+        ("failed", "failed", "d", False),
+    )
+    shown = [column for column in columns if width >= WIDE or column[-1]]
+    table.add_column("", no_wrap=True)
+    for heading, *_ in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(
-            name,
-            _format(row["rotation_median"], ".1f"),
-            *(_format(row.get(f"below_{limit}"), ".0%") for limit in ROTATION_SHARES),
-            _format(row["radius"], ".3f"),
-            _format(row["psnr"], ".2f"),
-            _format(row["psnr_sampled"], ".2f"),
-            _format(row["ssim"], ".3f"),
-            _format(row["iou"], ".3f"),
-            _format(row["chamfer"], ".4f"),
-            _format(row["seconds"], ".1f"),
-            _format(row["peak_mb"], ".0f"),
-            str(row["failed"]),
-        )
+        table.add_row(name, *(_format(row.get(key), form) for _, key, form, _ in shown))
     return table
 
 
@@ -394,7 +399,7 @@ def run_objects_suite(
         )
     document: dict[str, Any] = _store(output, setup, records)
     for subset, summary in document["summary"].items():
-        console.print(summary_table(subset, summary))
+        console.print(summary_table(subset, summary, console.width))
     return document
 
 
