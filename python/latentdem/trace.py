@@ -12,10 +12,11 @@ from latentdem.io import kernel_picture, to_pil
 
 PREVIEW = "preview.png"
 TRACE = "trace.webp"
+FRAMES = 100
 
 
 class Trace:
-    """Collects a frame a step: the image as it stands, the kernel inset, the noise level below.
+    """Collects frames: the image as it stands, the kernel inset, the noise level below.
 
     Args:
         preview: file that is renewed with every frame (whole at every moment); none by default.
@@ -31,7 +32,10 @@ class Trace:
         self.frames: list[Image.Image] = []
 
     def add(self, report: StepReport) -> None:
-        """Draw one step."""
+        """Draw one step; of a long run no more than about a hundred, and the last one."""
+        every = max(1, report.steps // FRAMES)
+        if report.step % every and report.step + 1 < report.steps:
+            return
         image = report.image
         scale = self.side / max(image.shape[-2:])
         if scale < 1:

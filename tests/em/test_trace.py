@@ -34,6 +34,14 @@ def test_frames_show_image_and_kernel(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"preview.png", "trace.webp"}
 
 
+def test_long_runs_are_thinned():
+    trace = Trace()
+    image, kernel = torch.zeros(1, 3, 8, 8), torch.ones(1, 1, 3, 3)
+    for step in range(250):
+        trace.add(StepReport(step, 250, 0, 0.0, 0.1, image, kernel))
+    assert len(trace.frames) == 126  # every second one, and the last
+
+
 def test_nothing_drawn():
     with pytest.raises(ValueError, match="no step has been drawn"):
         Trace().save("unused.webp")

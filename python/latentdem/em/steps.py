@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 import latentdem_ext as ext
 from latentdem.em.schedules import annealing, descending, takes_gradient
@@ -18,6 +20,9 @@ from latentdem.operators.initialization import estimate_kernel
 from latentdem.priors.latent import LatentPrior
 
 StepCallback = Callable[["StepReport"], None]
+
+PHASE = "latentdem."
+"""Before the names of the phases in a profile."""
 
 
 @dataclass
@@ -54,11 +59,13 @@ class EMState:
     seconds: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def lap(self, phase: str, since: float) -> float:
-        """Add the seconds since ``since`` to a phase; returns the time now."""
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - since
-        return now
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Book the seconds within, under a name that torch.profiler (and so NVTX) sees, too."""
+        started = time.perf_counter()
+        with record_function(PHASE + name):
+            yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def record(self, report: StepReport, callback: StepCallback | None) -> None:
         """Append to the history and tell the caller."""
@@ -104,37 +111,36 @@ def run_prox(
     5. after the last level: total variation takes what the inverse of the blur amplified
     """
     blind = kernel is None
-    clock = time.perf_counter()
-    if kernel is None:
-        kernel = first_kernel
-    if kernel is None:
-        kernel = estimate_kernel(
-            model.observation,
-            model.kernel_size,
-            boundary=model.boundary,
-            kernel_prior=model.kernel_prior,
-        )
-    state = EMState(model.padded, kernel)
-    state.lap("first_kernel", clock)
+    state = EMState(model.padded, model.initial_kernel())
+    with state.phase("first_kernel"):
+        if kernel is None:
+            kernel = first_kernel
+        if kernel is None:
+            kernel = estimate_kernel(
+                model.observation,
+                model.kernel_size,
+                boundary=model.boundary,
+                kernel_prior=model.kernel_prior,
+            )
+        state.kernel = kernel
     schedule = descending(round(settings.start * (prior.timesteps - 1)), settings.steps)
     abar = float(prior.alphas_cumprod[schedule[0]])
     latents = prior.encode(model.padded).expand(settings.chains, -1, -1, -1)
     z = abar**0.5 * latents + (1 - abar) ** 0.5 * _noise(latents, generator)
     for step, timestep in enumerate(schedule):
-        clock = time.perf_counter()
-        z0, _ = prior.predict(z, timestep)
-        estimate = prior.decode(z0, model.canvas)
-        state.evaluations += settings.chains
-        clock = state.lap("prior", clock)
-        variance = model.residual_variance(estimate, state.kernel)
-        excess = max(0.0, variance - model.noise_std**2)
-        s2 = model.noise_std**2 + settings.excess_weight * excess
-        r = settings.error_scale * prior.error_std(timestep)
-        images = model.proximal(
-            estimate, state.kernel, ratio=s2 / r**2, imputations=settings.imputations
-        )
-        state.image = images.mean(0, keepdim=True)
-        clock = state.lap("e_step", clock)
+        with state.phase("prior"):
+            z0, _ = prior.predict(z, timestep)
+            estimate = prior.decode(z0, model.canvas)
+            state.evaluations += settings.chains
+        with state.phase("e_step"):
+            variance = model.residual_variance(estimate, state.kernel)
+            excess = max(0.0, variance - model.noise_std**2)
+            s2 = model.noise_std**2 + settings.excess_weight * excess
+            r = settings.error_scale * prior.error_std(timestep)
+            images = model.proximal(
+                estimate, state.kernel, ratio=s2 / r**2, imputations=settings.imputations
+            )
+            state.image = images.mean(0, keepdim=True)
         residual = model.residual_variance(state.image, state.kernel) ** 0.5
         report = StepReport(
             step,
@@ -149,22 +155,21 @@ def run_prox(
         if step + 1 == len(schedule):
             break
         if blind:
-            state.kernel = model.edge_step(state.image, state.kernel, settings.m_step)
-            clock = state.lap("m_step", clock)
-        # One by one, which bounds the memory of the full-resolution layers.
-        change = torch.cat([prior.encode(x[None]) for x in (*images, *estimate)])
-        target = z0 + change[: len(z0)] - change[len(z0) :]
-        abar = float(prior.alphas_cumprod[timestep])
-        predicted = (z - abar**0.5 * target) / (1 - abar) ** 0.5
-        abar = float(prior.alphas_cumprod[schedule[step + 1]])
-        fresh = settings.fresh_noise
-        noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
-        z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
-        state.lap("encoder", clock)
+            with state.phase("m_step"):
+                state.kernel = model.edge_step(state.image, state.kernel, settings.m_step)
+        with state.phase("encoder"):
+            # One by one, which bounds the memory of the full-resolution layers.
+            change = torch.cat([prior.encode(x[None]) for x in (*images, *estimate)])
+            target = z0 + change[: len(z0)] - change[len(z0) :]
+            abar = float(prior.alphas_cumprod[timestep])
+            predicted = (z - abar**0.5 * target) / (1 - abar) ** 0.5
+            abar = float(prior.alphas_cumprod[schedule[step + 1]])
+            fresh = settings.fresh_noise
+            noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
+            z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
     if settings.total_variation > 0:
-        clock = time.perf_counter()
-        state.image = smooth_total_variation(state.image, settings.total_variation)
-        state.lap("finish", clock)
+        with state.phase("finish"):
+            state.image = smooth_total_variation(state.image, settings.total_variation)
     return state
 
 
@@ -192,25 +197,28 @@ def run_paper(
         active = takes_gradient(step, len(schedule), every=settings.every, last=settings.last)
         with torch.set_grad_enabled(active):
             z = z.detach().requires_grad_(active)
-            clock = time.perf_counter()
-            z0, epsilon = prior.predict(z, timestep)
-            state.evaluations += 1
-            clock = state.lap("prior", clock)
+            with state.phase("prior"):
+                z0, epsilon = prior.predict(z, timestep)
+                state.evaluations += 1
             if step + 1 < len(schedule):
                 abar = float(prior.alphas_cumprod[schedule[step + 1]])
                 moved = abar**0.5 * z0 + (1 - abar) ** 0.5 * epsilon
             else:
                 moved = z0
-            if active:
+            if not active:
+                z = moved
+                continue
+            with state.phase("prior"):
                 estimate = prior.decode(z0, model.canvas)
-                if kernel is None:
+            if kernel is None:
+                with state.phase("m_step"):
                     state.kernel = model.m_step(
                         estimate.detach(),
                         state.kernel,
                         image_std=0.5 * prior.error_std(timestep),
                         settings=settings.m_step,
                     )
-                    clock = state.lap("m_step", clock)
+            with state.phase("e_step"):
                 data = (
                     2
                     * ext.blur_data_term(
@@ -226,20 +234,17 @@ def run_paper(
                     settings.annealing, timestep / (prior.timesteps - 1), residual / model.noise_std
                 )
                 z = (moved - weight * gradient).detach()
-                state.image = estimate.detach()
-                state.lap("e_step", clock)
-                report = StepReport(
-                    step,
-                    len(schedule),
-                    timestep,
-                    residual,
-                    float(state.kernel.max()),
-                    model.crop(state.image),
-                    state.kernel,
-                )
-                state.record(report, callback)
-            else:
-                z = moved
+            state.image = estimate.detach()
+            report = StepReport(
+                step,
+                len(schedule),
+                timestep,
+                residual,
+                float(state.kernel.max()),
+                model.crop(state.image),
+                state.kernel,
+            )
+            state.record(report, callback)
     with torch.no_grad():
         state.image = prior.decode(z.detach(), model.canvas)
     return state

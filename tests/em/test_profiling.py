@@ -1,0 +1,70 @@
+"""Where the time goes: phases by name in the trace, operators with their rates."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from typer.testing import CliRunner
+
+import latentdem
+from latentdem.cli import app
+from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.em.steps import PHASE
+from latentdem.io import to_pil
+from latentdem.profiling import phases_picture
+
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+PROX = {"first_kernel", "prior", "e_step", "m_step", "encoder", "finish"}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "phases"),
+    [
+        ("prox", ProxSettings(steps=2, chains=1), PROX),
+        ("paper", PaperSettings(steps=2, every=1, last=1), {"prior", "m_step", "e_step"}),
+    ],
+)
+def test_phases_are_named_for_the_profiler_and_timed(method, settings, phases):
+    with profile(activities=[ProfilerActivity.CPU]) as recorder:
+        result = latentdem.deblur(IMAGE, kernel_size=9, method=method, settings=settings)
+    seen = {event.key for event in recorder.key_averages()}
+    assert {PHASE + name for name in phases} <= seen
+    seconds = result.report["seconds_by_phase"]
+    assert set(seconds) == phases
+    assert 0.5 * result.report["seconds"] < sum(seconds.values()) <= result.report["seconds"]
+
+
+def test_command(tmp_path):
+    photo, out = tmp_path / "photo.png", tmp_path / "out"
+    to_pil(IMAGE[0]).save(photo)
+    command = ["profile", str(photo), "-o", str(out), "--kernel-size", "9", "--steps", "2"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in out.iterdir()} == {
+        "trace.json", "operators.txt", "phases.png", "report.json",
+    }  # fmt: skip
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["phases"]) == PROX | {"rest"}
+    assert sum(p["share"] for p in report["phases"].values()) == pytest.approx(1, abs=0.01)
+    convolution = next(r for r in report["operators"] if "convolution" in r["name"])
+    assert convolution["calls"] > 10 and convolution["milliseconds"] > 0
+    assert any(row["gflop_per_s"] for row in report["operators"])
+    assert not any(row["name"].startswith(PHASE) for row in report["operators"])
+    names = {
+        event.get("name") for event in json.loads((out / "trace.json").read_text())["traceEvents"]
+    }
+    assert PHASE + "m_step" in names
+    assert any(name and name.startswith("latentdem::") for name in names)
+    wrong = CliRunner().invoke(app, ["profile", str(tmp_path / "no.png"), "-o", str(out)])
+    assert wrong.exit_code == 1 and "no such file" in wrong.output
+
+
+def test_picture_has_a_bar_a_phase():
+    picture = phases_picture({"prior": 3.0, "m_step": 1.0, "idle": 0.0})
+    assert isinstance(picture, Image.Image) and picture.size == (640, 88)
+    blue = (70, 110, 180)
+    lengths = [sum(picture.getpixel((x, y)) == blue for x in range(640)) for y in (20, 44, 68)]
+    assert lengths[0] == pytest.approx(3 * lengths[1], rel=0.05)
+    assert lengths[2] <= 2
