@@ -102,7 +102,7 @@ evaluate: build  ## Measure quality on unseen photographs and rewrite the README
 
 evaluate-priors: build  ## Measure the priors of deblurring by themselves
 	$(BIN)/latentdem evaluate --suite prior -o python/benchmarks/results/quality_prior.json \
-	  --pictures out/priors
+	  --pictures python/benchmarks/results/priors
 	$(BIN)/python python/benchmarks/tables.py
 
 # The regressor of the row "feed-forward" was made by: latentdem train-pose-free --minutes 26
