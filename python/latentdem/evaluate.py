@@ -7,7 +7,6 @@ Test photographs come with scikit-image and scikit-learn; test kernels from
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from torch import Tensor
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
 from latentdem.io import comparison_picture, file_digest
-from latentdem.metrics import aligned_psnr, maximum_normalized_correlation, psnr
+from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import kernel, latent, load_prior
+from latentdem.results import machine, store_results, stored_results
 
 SIDE = 256
 SEARCH = 4
@@ -149,7 +149,7 @@ def summarize(rows: list[dict[str, Any]], round_trip: dict[str, float]) -> dict[
         "psnr_true_kernel": mean("psnr_true_kernel"),
         "gain_true_kernel": mean("psnr_true_kernel") - mean("psnr_input"),
         "mnc": mean("mnc"),
-        "share_no_blur": statistics.fmean(row["kernel_peak"] > 0.5 for row in rows),
+        "share_no_blur": statistics.fmean(row["kernel_peak"] > NO_BLUR for row in rows),
         "seconds_median": statistics.median(row["seconds"] for row in rows),
         "seconds_max": max(row["seconds"] for row in rows),
         "psnr_round_trip": statistics.fmean(round_trip.values()),
@@ -179,16 +179,11 @@ def run_suite(
         "priors": {path.name: file_digest(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
         "versions": versions(),
     }
-    rows: list[dict[str, Any]] = []
-    if output.exists():
-        stored = json.loads(output.read_text())
-        if stored.get("setup") != setup:
-            raise ValueError(f"{output} holds another setup; choose another file or delete it")
-        rows = stored["rows"]
+    stored = stored_results(output, setup)
+    rows: list[dict[str, Any]] = [] if stored is None else stored["rows"]
     round_trip = _round_trip(names)
     options = {"method": method, "steps": steps}
     done = {(row["image"], row["kernel"]) for row in rows}
-    output.parent.mkdir(parents=True, exist_ok=True)
     for index in range(kernels):
         for name in names:
             if (name, index) in done:
@@ -198,14 +193,12 @@ def run_suite(
             summary = summarize(rows, round_trip)
             document = {
                 "setup": setup,
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                "machine": machine(),
                 "summary": summary,
                 "round_trip": round_trip,
                 "rows": rows,
             }
-            partial = output.with_suffix(".partial")
-            partial.write_text(json.dumps(document, indent=1) + "\n")
-            partial.replace(output)
+            store_results(output, document)
             console.print(
                 f"{len(rows):3d}/{len(names) * kernels} {name:10} kernel {index}: "
                 f"{row['psnr_input']:.2f} -> {row['psnr_blind']:.2f} dB "

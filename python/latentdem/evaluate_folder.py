@@ -6,8 +6,6 @@ A folder holds blurred pictures; ``truth/NAME.*`` beside them the sharp one of t
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -22,15 +20,13 @@ from torch import Tensor
 from latentdem.em.driver import deblur, versions
 from latentdem.html_report import Entry, write_page
 from latentdem.io import InputError, comparison_picture, file_digest, to_batch
-from latentdem.metrics import aligned_psnr, maximum_normalized_correlation, psnr
+from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.priors import kernel, latent
+from latentdem.results import machine, store_results, stored_results
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SEARCH = 8
 """Largest shift in pixels that the aligned PSNR searches."""
-
-NO_BLUR = 0.5
-"""A kernel whose peak is above this has found no blur."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +167,10 @@ def run_folder_suite(
         "versions": versions(),
     }
     rows: dict[str, dict[str, Any]] = {}
-    if output.exists():
-        stored = json.loads(output.read_text())
-        if stored.get("setup") != setup:
-            raise ValueError(f"{output} holds another setup; choose another file or delete it")
+    stored = stored_results(output, setup)
+    if stored is not None:
         rows = {row["image"]: row for row in stored["rows"] if "failed" not in row}
     place = output.parent / f"{output.stem}-pictures" if pictures is None else pictures
-    output.parent.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {}
     for position, case in enumerate(cases, 1):
         name = case.blurred.name
@@ -195,13 +188,11 @@ def run_folder_suite(
         found = [rows[c.blurred.name] for c in cases if c.blurred.name in rows]
         document = {
             "setup": setup,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": machine(),
             "summary": summarize(found),
             "rows": found,
         }
-        partial = output.with_suffix(".partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(output)
+        store_results(output, document)
         _page(output.with_suffix(".html"), data, document)
     console.print(f"look at {output.with_suffix('.html')}", soft_wrap=True)
     return document

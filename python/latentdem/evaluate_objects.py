@@ -8,8 +8,6 @@ one of them; 8 others of its views are never shown to any method.
 from __future__ import annotations
 
 import hashlib
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from latentdem.operators.mesh import EmptyFieldError, chamfer_distance, extract_
 from latentdem.operators.pose import relative_rotation, rotation_error, wrap_degrees
 from latentdem.pictures import sheet
 from latentdem.priors.objects import PACKAGED_OBJECTS, CameraModel
+from latentdem.results import machine, store_results, stored_results
 from latentdem.training.object_views import on_white, read_shards
 
 UNSEEN = 8
@@ -363,19 +362,14 @@ def run_objects_suite(
         "regressor": _digest(regressor),
         "versions": versions(),
     }
-    records: list[dict[str, Any]] = []
-    if output.exists():
-        stored = json.loads(output.read_text())
-        if stored.get("setup") != setup:
-            raise ValueError(f"{output} holds another setup; choose another file or delete it")
-        records = stored["rows"]
+    stored = stored_results(output, setup)
+    records: list[dict[str, Any]] = [] if stored is None else stored["rows"]
     if methods is None:
         chosen = list(ROWS) if rows is None else rows
         methods = build_methods(chosen, prior=prior, regressor=regressor)
     fov = CameraModel().fov
     done = {(r["seed"], r["views"], r["object"], r["row"]) for r in records}
     plan = list(_plan(names, counts, seeds, methods))
-    output.parent.mkdir(parents=True, exist_ok=True)
     for position, key in enumerate(plan, 1):
         if key in done:
             continue
@@ -406,13 +400,11 @@ def run_objects_suite(
 def _store(output: Path, setup: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
     document = {
         "setup": setup,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
         "summary": summarize(records),
         "rows": records,
     }
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(output)
+    store_results(output, document)
     return document
 
 

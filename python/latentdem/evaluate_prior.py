@@ -7,8 +7,6 @@ photographs and kernels that no training has seen (:mod:`latentdem.evaluate`).
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +32,7 @@ from latentdem.pictures import sheet
 from latentdem.priors import kernel, latent
 from latentdem.priors.kernel import KernelDenoiserNet
 from latentdem.priors.latent import LatentPrior
+from latentdem.results import machine, store_results, stored_results
 
 NOISE_STDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Pixel noise of the denoising comparison, in the image's units."""
@@ -320,13 +319,9 @@ def run_prior_suite(
             "priors": [file_digest(path) for path in paths],
             "versions": versions(),
         },
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
     }
-    if output.exists():
-        stored = json.loads(output.read_text())
-        if stored.get("setup") != document["setup"]:
-            raise ValueError(f"{output} holds another setup; choose another file or delete it")
-        document = stored
+    document = stored_results(output, document["setup"]) or document
     parts: dict[str, Callable[[], Any]] = {
         "autoencoder": lambda: measure_autoencoder(net, names),
         "denoising": lambda: measure_denoising(net, names),
@@ -334,16 +329,13 @@ def run_prior_suite(
         "m_step": lambda: measure_m_step(net, kernels, names),
         "initialization": lambda: measure_initialization(kernels, names),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     for part, measure in parts.items():
         if part in document:
             continue
         started = time.perf_counter()
         with console.status(f"{part} ..."):
             document[part] = measure()
-        partial = output.with_suffix(".partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(output)
+        store_results(output, document)
         console.print(f"{part}: {time.perf_counter() - started:.1f} s", highlight=False)
     if document["denoising"][0]["bm3d"] is None:
         console.print("without BM3D's row: pip install bm3d (its licence: non-commercial use)")

@@ -7,8 +7,6 @@ wrongly.  Photographs, kernels and the way they are measured are those of :mod:`
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +25,7 @@ from latentdem.evaluate import SEARCH, SIDE, TEST_PHOTOGRAPHS, photograph_crop
 from latentdem.html_report import Entry, write_page
 from latentdem.io import comparison_picture, file_digest
 from latentdem.metrics import (
+    NO_BLUR,
     aligned_psnr,
     bootstrap_interval,
     kernel_rmse,
@@ -38,9 +37,7 @@ from latentdem.metrics import (
 )
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import kernel, latent
-
-NO_BLUR = 0.5
-"""A kernel whose peak is above this has found no blur."""
+from latentdem.results import machine, store_results, stored_results
 
 FAILURE_RATIO = 3.0
 """Levin's error ratio from which a result counts as failed (Levin et al., CVPR 2009)."""
@@ -253,14 +250,9 @@ def run_conditions(
         "priors": {path.name: file_digest(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
         "versions": versions(),
     }
-    rows: list[dict[str, Any]] = []
-    if output.exists():
-        stored = json.loads(output.read_text())
-        if stored.get("setup") != setup:
-            raise ValueError(f"{output} holds another setup; choose another file or delete it")
-        rows = stored["rows"]
+    stored = stored_results(output, setup)
+    rows: list[dict[str, Any]] = [] if stored is None else stored["rows"]
     place = output.parent / f"{output.stem}-pictures" if pictures is None else pictures
-    output.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["condition"], row["kernel"], row["image"], row["seed"]) for row in rows}
     # Conditions change fastest, so that a stopped run compares them on the same pairs.
     plan = [
@@ -310,13 +302,11 @@ def _store(
     summaries = {name: summarize(found) for name, found in by_condition.items() if found}
     document = {
         "setup": setup,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
         "summary": summaries,
         "rows": rows,
     }
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(output)
+    store_results(output, document)
     entries = [
         Entry(
             f"{row['condition']}: {row['image']}, kernel {row['kernel']}, seed {row['seed']}",

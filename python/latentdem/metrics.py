@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NO_BLUR = 0.5
+"""A kernel whose peak is above this has found no blur."""
+
 
 def psnr(image: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each image ``[B,C,H,W]`` in [0, 1]."""

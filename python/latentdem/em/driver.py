@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import latentdem_ext as ext
+from latentdem.devices import find_device
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, StepReport, run_paper, run_prox
@@ -243,12 +244,9 @@ def check_device(name: torch.device | str) -> torch.device:
         InputError: they don't; a line that says what to do.
     """
     try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device '{name}' cannot be used: {reason}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device '{name}' cannot be used: the operators run on cpu and cuda")
+        device = find_device(name, "the operators run")
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if device.type == "cuda" and not ext.build_info()["cuda"]:
         raise InputError(
             f"device '{name}' cannot be used: latentdem_ext was built without CUDA; build it "

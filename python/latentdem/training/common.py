@@ -20,6 +20,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latentdem.devices import find_device
+
 LossFunction = Callable[[nn.Module, int], Tensor]
 
 
@@ -49,14 +51,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used: {reason}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} cannot be used: training runs on cpu and cuda")
-    return device
+    return find_device(str(name), "training runs")
 
 
 def _norm_in_input_type(norm: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> Tensor:
