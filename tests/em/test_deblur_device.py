@@ -15,6 +15,7 @@ from latentdem.io import to_pil
 from latentdem.metrics import psnr
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import load_prior
+from latentdem.priors.latent import weights_digest
 
 QUICK = ProxSettings(steps=3, chains=2)
 
@@ -41,6 +42,8 @@ def test_a_moved_prior_is_a_copy():
     z0, epsilon = moved.predict(latents, 200)
     assert {t.dtype for t in (latents, z0, epsilon, moved.decode(z0, (64, 64)))} == {torch.float32}
     assert moved.calibration_rmse is prior.calibration_rmse
+    digests = {weights_digest(p.denoiser) for p in (prior, moved, load_prior())}
+    assert len(digests) == 2
     conditioned = type(prior)(**{**vars(prior), "conditioning": {"a": torch.ones(2), "b": 3}})
     found = conditioned.to(dtype=torch.bfloat16).conditioning
     assert found["a"].dtype == torch.bfloat16 and found["b"] == 3
