@@ -51,8 +51,9 @@ def test_denoising_beside_bm3d(prior, monkeypatch):
     assert [row["noise_std"] for row in rows] == [0.1, 0.2]
     assert rows[0]["timestep"] < rows[1]["timestep"]
     for row in rows:
-        expected = -20 * math.log10(row["noise_std"])  # nothing is clipped
-        assert row["identity"] == pytest.approx(expected, abs=0.1)
+        # A little above: values beyond black and white are clipped before they are compared.
+        expected = -20 * math.log10(row["noise_std"])
+        assert expected - 0.1 < row["identity"] < expected + 2
         assert row["prior"] > row["identity"] + 3
         assert row["bm3d"] > row["identity"] + 6
 
