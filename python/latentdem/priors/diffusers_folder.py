@@ -17,7 +17,7 @@ from latentdem.priors.calibration import dead_leaves
 from latentdem.priors.latent import LatentPrior, cast_floats
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PARTS = ("vae", "vqvae", "unet", "text_encoder", "text_encoder_2")
+_PARTS = ("vae", "vqvae", "unet", "text_encoder")
 
 
 def is_hub_id(source: str) -> bool:
@@ -38,8 +38,8 @@ def load_diffusers_prior(
 ) -> LatentPrior:
     """A latent diffusion pipeline that diffusers can read, as a prior.
 
-    StableDiffusionPipeline 1.x and 2.x (epsilon and v-prediction), StableDiffusionXLPipeline, and
-    LDMPipeline (unconditional, with a vector-quantised autoencoder).
+    StableDiffusionPipeline 1.x and 2.x (epsilon and v-prediction), and LDMPipeline (unconditional,
+    with a vector-quantised autoencoder).
 
     Args:
         source: folder in diffusers' layout (with ``model_index.json``), or a hub id.
@@ -65,7 +65,7 @@ def load_diffusers_prior(
         pipeline = DiffusionPipeline.from_pretrained(
             str(source), use_safetensors=True, local_files_only=local
         )
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, AttributeError) as error:
         raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
     autoencoder = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
     denoiser, scheduler = getattr(pipeline, "unet", None), getattr(pipeline, "scheduler", None)
@@ -77,7 +77,7 @@ def load_diffusers_prior(
     factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     side = factor * int(getattr(denoiser.config, "sample_size", None) or 32)
     with torch.no_grad():
-        conditioning = _text_conditioning(pipeline, prompt, side)
+        conditioning = _text_conditioning(pipeline, prompt)
         return LatentPrior.from_diffusers(
             autoencoder.to(dtype),
             denoiser.to(dtype),
@@ -105,23 +105,15 @@ def _check_folder(folder: Path) -> None:
             )
 
 
-def _text_conditioning(pipeline: Any, prompt: str, side: int) -> dict[str, Any]:
+def _text_conditioning(pipeline: Any, prompt: str) -> dict[str, Any]:
     """The denoiser's keyword arguments for ``prompt``; batches of one, to be expanded."""
     if getattr(pipeline, "text_encoder", None) is None:
         if prompt:
             raise ValueError(f"{type(pipeline).__name__} takes no text, found a prompt")
         return {}
-    if getattr(pipeline, "text_encoder_2", None) is None:
-        embedding, _ = pipeline.encode_prompt(
-            prompt, torch.device("cpu"), 1, do_classifier_free_guidance=False
-        )
-        return {"encoder_hidden_states": embedding}
-    embedding, _, pooled, _ = pipeline.encode_prompt(
-        prompt, device=torch.device("cpu"), do_classifier_free_guidance=False
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        raise ValueError(f"{type(pipeline).__name__}: two text encoders are not supported yet")
+    embedding, _ = pipeline.encode_prompt(
+        prompt, torch.device("cpu"), 1, do_classifier_free_guidance=False
     )
-    # Size as given, crop corner, size as wanted: the whole of a picture of the model's own side.
-    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=embedding.dtype)
-    return {
-        "encoder_hidden_states": embedding,
-        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes},
-    }
+    return {"encoder_hidden_states": embedding}

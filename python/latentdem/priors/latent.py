@@ -126,14 +126,13 @@ class LatentPrior:
     def _condition(self, label: str | None, noisy: Tensor) -> dict[str, Any]:
         """Keyword arguments of the denoiser for ``label`` (a name in ``classes``)."""
         if label is None and not self.classes:
-            return {key: _expand(value, len(noisy)) for key, value in self.conditioning.items()}
+            return dict(_expand(self.conditioning, len(noisy)))
         if label is not None and label not in self.classes:
             known = ", ".join(self.classes) or "none"
             raise ValueError(f"label {label!r} is not one of the prior's: {known}")
         index = 0 if label is None else self.classes.index(label)
         labels = torch.full((len(noisy),), index, device=noisy.device)
-        given = {key: _expand(value, len(noisy)) for key, value in self.conditioning.items()}
-        return {**given, "class_labels": labels}
+        return {**_expand(self.conditioning, len(noisy)), "class_labels": labels}
 
     def predict(
         self, noisy: Tensor, timestep: int, label: str | None = None
