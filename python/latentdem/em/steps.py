@@ -67,18 +67,28 @@ class EMState:
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def record(self, report: StepReport, callback: StepCallback | None) -> None:
-        """Append to the history and tell the caller."""
+    def record(
+        self,
+        model: BlurModel,
+        step: int,
+        steps: int,
+        timestep: int,
+        residual_std: float,
+        callback: StepCallback | None,
+    ) -> None:
+        """Append a step, as the state now is, to the history and tell the caller."""
+        peak = float(self.kernel.max())
         self.history.append(
             {
-                "step": report.step,
-                "timestep": report.timestep,
-                "residual_std": report.residual_std,
-                "kernel_peak": report.kernel_peak,
+                "step": step,
+                "timestep": timestep,
+                "residual_std": residual_std,
+                "kernel_peak": peak,
             }
         )
         if callback is not None:
-            callback(report)
+            image = model.crop(self.image)
+            callback(StepReport(step, steps, timestep, residual_std, peak, image, self.kernel))
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,16 +152,7 @@ def run_prox(
             )
             state.image = images.mean(0, keepdim=True)
         residual = model.residual_variance(state.image, state.kernel) ** 0.5
-        report = StepReport(
-            step,
-            len(schedule),
-            timestep,
-            residual,
-            float(state.kernel.max()),
-            model.crop(state.image),
-            state.kernel,
-        )
-        state.record(report, callback)
+        state.record(model, step, len(schedule), timestep, residual, callback)
         if step + 1 == len(schedule):
             break
         if blind:
@@ -235,16 +236,7 @@ def run_paper(
                 )
                 z = (moved - weight * gradient).detach()
             state.image = estimate.detach()
-            report = StepReport(
-                step,
-                len(schedule),
-                timestep,
-                residual,
-                float(state.kernel.max()),
-                model.crop(state.image),
-                state.kernel,
-            )
-            state.record(report, callback)
+            state.record(model, step, len(schedule), timestep, residual, callback)
     with torch.no_grad():
         state.image = prior.decode(z.detach(), model.canvas)
     return state
