@@ -196,8 +196,8 @@ def measure_m_step(
 ) -> list[Rows]:
     """MNC of one M-step from D(z_0), the true image degraded as the E-step's estimate is.
 
-    Rows by noise level: with the kernel prior, with none, and with l1 and with both (the weight of
-    l1 and l2 chosen on these very cases, in their favour).
+    Rows by noise level: with the kernel prior, with none, with l1 or l2 (their weight chosen on
+    these very cases, in their favour), and with the kernel prior after either.
     """
     settings = EdgeStepSettings()
     rows = []

@@ -100,7 +100,21 @@ def misspecified(size: int = 25, noise: float = 0.01) -> list[Condition]:
     return conditions
 
 
-SUITES: dict[str, Callable[[], list[Condition]]] = {
+def suite_conditions(
+    suite: str, kernel_size: int | None = None, noise_std: float | None = None
+) -> list[Condition]:
+    """Conditions of ``synthetic`` or ``misspecified``, for one kernel size or noise if given."""
+    given: dict[str, Any] = {}
+    if suite == "synthetic":
+        given |= {} if kernel_size is None else {"sizes": (kernel_size,)}
+        given |= {} if noise_std is None else {"noises": (noise_std,)}
+    else:
+        given |= {} if kernel_size is None else {"size": kernel_size}
+        given |= {} if noise_std is None else {"noise": noise_std}
+    return SUITES[suite](**given)
+
+
+SUITES: dict[str, Callable[..., list[Condition]]] = {
     "synthetic": synthetic,
     "misspecified": misspecified,
 }
@@ -219,7 +233,7 @@ def run_conditions(
 ) -> dict[str, Any]:
     """Run a suite; write ``output`` (JSON) and a page beside it after each run.
 
-    Runs that are in ``output`` are kept.  Seeds change first in the method's random numbers alone.
+    Runs that are in ``output`` are kept.  Seeds change the method's random numbers alone.
 
     Args:
         output: JSON file; the page has its name, ending in ``.html``.
@@ -241,7 +255,7 @@ def run_conditions(
             f"images must lie between 1 and {len(TEST_PHOTOGRAPHS)}, kernels and seeds be "
             f"positive, found {images}, {kernels} and {seeds}"
         )
-    chosen = SUITES[suite]() if conditions is None else conditions
+    chosen = suite_conditions(suite) if conditions is None else conditions
     names = list(TEST_PHOTOGRAPHS)[:images]
     setup = {
         "suite": suite,

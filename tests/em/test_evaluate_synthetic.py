@@ -17,6 +17,7 @@ from latentdem.evaluate_synthetic import (
     misspecified,
     observe,
     run_conditions,
+    suite_conditions,
     summarize,
     synthetic,
 )
@@ -33,6 +34,10 @@ def test_conditions():
     assert all(c.told_size == c.kernel_size for c in conditions)
     # Noise of zero cannot be told: it is estimated.
     assert {c.told_noise for c in conditions if c.noise_std == 0} == {None}
+    assert {(c.kernel_size, c.noise_std) for c in suite_conditions("synthetic", 9, 0.02)} == {
+        (9, 0.02)
+    }
+    assert {c.kernel_size for c in suite_conditions("misspecified", 15)} == {15}
     wrong = misspecified()
     assert len({(c.told_size, c.told_noise) for c in wrong}) == len(wrong) == 10
     assert {c.told_size for c in wrong} == {13, 19, 25, 37, 49}
