@@ -204,7 +204,8 @@ def deblur(
                     progress=show,
                 )
                 result.report |= {"input": path.name, "request": request}
-                if course is not None:
+                # Without frames nothing was computed: all tiles were there already.
+                if course is not None and course.frames:
                     course.save(folder / TRACE)
                 result.save(folder)
                 (folder / PREVIEW).unlink(missing_ok=True)
@@ -240,11 +241,17 @@ def evaluate(
     kernels: Annotated[int, typer.Option(help="Random motion kernels an image.")] = 4,
     kernel_size: Annotated[
         int | None,
-        typer.Option(help="Side of the kernels in pixels. Default: 25; folder: as in deblur."),
+        typer.Option(
+            help="Side of the kernels in pixels. Default: 25; synthetic: 15, 25, 33, 65; "
+            "folder: as in deblur."
+        ),
     ] = None,
     noise_std: Annotated[
         float | None,
-        typer.Option(help="Noise of the observations. Default: 0.01; folder: estimated."),
+        typer.Option(
+            help="Noise of the observations. Default: 0.01; synthetic: 0, 0.01, 0.02, 0.05; "
+            "folder: estimated."
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="**prox** or **paper**.")] = "prox",
     steps: Annotated[int | None, typer.Option(help="Default: the method's own.")] = None,
@@ -331,7 +338,7 @@ def evaluate(
                 console=console,
             )
         elif suite in ("synthetic", "misspecified"):
-            from latentdem.evaluate_synthetic import run_conditions
+            from latentdem.evaluate_synthetic import run_conditions, suite_conditions
 
             run_conditions(
                 output,
@@ -339,6 +346,7 @@ def evaluate(
                 images=images,
                 kernels=kernels,
                 seeds=1 if seeds is None else seeds,
+                conditions=suite_conditions(suite, kernel_size, noise_std),
                 method=method,
                 steps=steps,
                 pictures=pictures,

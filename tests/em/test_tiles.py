@@ -64,8 +64,8 @@ def exact(truth, kernel):
     def solve(part, known, seed, callback):
         state = EMState(truth(part), kernel if known is None else known, evaluations=1)
         state.image[..., 0, :] = 9.0  # what a tile does not know
-        report = StepReport(0, 1, 10, 0.02, 0.1, state.image, state.kernel)
-        state.record(report, callback)
+        state.history.append({"step": 0, "timestep": 10, "residual_std": 0.02, "kernel_peak": 0.1})
+        callback(StepReport(0, 1, 10, 0.02, 0.1, state.image, state.kernel))
         return state
 
     return solve
@@ -198,6 +198,14 @@ def test_command_goes_on_after_a_kill(blurred, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert len(done) == 3  # four tiles and a kernel in all
     assert (out / "restored.png").exists() and not (out / cli.TILES).exists()
+    # Killed between the last tile and the end, and watched: nothing is left to be drawn.
+    (out / "report.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.shutil, "rmtree", lambda *_, **__: None)
+        assert CliRunner().invoke(cli.app, command).exit_code == 0
+    (out / "report.json").unlink()
+    result = CliRunner().invoke(cli.app, [*command, "--trace"])
+    assert result.exit_code == 0 and (out / "report.json").exists(), result.output
     fresh = tmp_path / "fresh"
     assert CliRunner().invoke(cli.app, [*command[:3], str(fresh), *command[4:]]).exit_code == 0
     assert (fresh / "restored.png").read_bytes() == (out / "restored.png").read_bytes()
