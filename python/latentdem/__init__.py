@@ -16,8 +16,10 @@ from latentdem.em import (
     ReconstructSettings,
     SamplerSettings,
     deblur,
+    invert,
     reconstruct,
 )
+from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors import (
     LatentPrior,
     ObjectsPrior,
@@ -28,6 +30,7 @@ from latentdem.priors import (
 
 __all__ = [
     "DeblurResult",
+    "ForwardModel",
     "LatentPrior",
     "ObjectsPrior",
     "PaperSettings",
@@ -37,6 +40,7 @@ __all__ = [
     "ReconstructSettings",
     "SamplerSettings",
     "deblur",
+    "invert",
     "load_kernel_prior",
     "load_objects_prior",
     "load_prior",

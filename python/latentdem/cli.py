@@ -54,6 +54,14 @@ def _output_folders(inputs: list[Path], output: Path) -> list[Path]:
     return folders
 
 
+def _grid(text: str) -> tuple[int, int]:
+    """Rows and columns from ``3`` or ``3x2``."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--grid takes 3 or 3x2 (rows x columns), found '{text}'")
+    return int(parts[0]), int(parts[-1])
+
+
 @app.command()
 def deblur(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Blurred photographs.")],
@@ -74,6 +82,22 @@ def deblur(
         float | None,
         typer.Option(help="Noise of the photograph, as a share of white. Default: estimated."),
     ] = None,
+    blur: Annotated[
+        str,
+        typer.Option(
+            help="**motion** (a kernel of any shape), **defocus** (a disc) or **gaussian**."
+        ),
+    ] = "motion",
+    scale: Annotated[
+        int, typer.Option(help="2 to 4: enlarge as well (blind super-resolution).")
+    ] = 1,
+    grid: Annotated[
+        str,
+        typer.Option(
+            help="Patches of a blur that differs over the photograph, **3** or **3x2** (rows x "
+            "columns), each with a kernel of its own."
+        ),
+    ] = "1",
     method: Annotated[
         str,
         typer.Option(
@@ -133,11 +157,16 @@ def deblur(
 
     `latentdem deblur photo.jpg -o out --trace` (an animation of image and kernel)
 
+    `latentdem deblur photo.jpg -o out --blur defocus` (a lens out of focus)
+
+    `latentdem deblur small.png -o out --scale 2` (twice as large, and sharp)
+
     If the result rings or the kernel touches its frame, raise `--kernel-size`; if the kernel is
     a dot, the photograph may be sharp, or out of focus rather than shaken.
     """
     from latentdem.em import deblur as run
     from latentdem.em.driver import check_device
+    from latentdem.em.models import ModelOptions
     from latentdem.em.steps import StepReport
     from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
@@ -149,6 +178,8 @@ def deblur(
             to_batch(path)
         check_writable(output)
         check_device(device)
+        rows_columns = _grid(grid)
+        ModelOptions(blur, scale, rows_columns)
         chosen = load_prior(prior) if prior is not None else None
     except (ValueError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
@@ -159,6 +190,9 @@ def deblur(
                 "input_sha256": file_digest(path),
                 "kernel_size": kernel_size,
                 "noise_std": noise_std,
+                "blur": blur,
+                "scale": scale,
+                "grid": list(rows_columns),
                 "method": method,
                 "steps": steps,
                 "seed": seed,
@@ -194,6 +228,9 @@ def deblur(
                     prior=chosen,
                     kernel_size=kernel_size,
                     noise_std=noise_std,
+                    blur=blur,
+                    scale=scale,
+                    grid=rows_columns,
                     method=method,
                     steps=steps,
                     seed=seed,

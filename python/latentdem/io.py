@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -120,9 +121,30 @@ def kernel_picture(kernel: Tensor, side: int = 192) -> Image.Image:
     return tile.resize(size, Image.Resampling.NEAREST)
 
 
+def kernel_sheet(kernels: Tensor, columns: int | None = None) -> Tensor:
+    """Kernels ``[P,k,k]`` in rows of ``columns``, each with its own peak at one: a plane.
+
+    By default about as many rows as columns; a single kernel is left as it is.
+    """
+    count, side = kernels.shape[0], kernels.shape[-1]
+    if count == 1:
+        return kernels[0]
+    columns = math.ceil(count**0.5) if columns is None else columns
+    rows = -(-count // columns)
+    sheet = kernels.new_zeros(rows * (side + 1) - 1, columns * (side + 1) - 1)
+    for index, kernel in enumerate(kernels):
+        top, left = (place * (side + 1) for place in divmod(index, columns))
+        sheet[top : top + side, left : left + side] = kernel / kernel.max().clamp_min(1e-12)
+    return sheet
+
+
 def comparison_picture(before: Tensor, after: Tensor, kernel: Tensor) -> Image.Image:
-    """Observation and restoration side by side, the kernel inset in the first."""
+    """Observation and restoration side by side, the kernel inset in the first.
+
+    A smaller observation is enlarged to the restoration's size.
+    """
     left, right = (to_pil(x[:3] if x.shape[0] == 4 else x).convert("RGB") for x in (before, after))
+    left = left.resize(right.size, Image.Resampling.BICUBIC)
     gap = 8
     canvas = Image.new("RGB", (left.width + gap + right.width, left.height), "white")
     canvas.paste(left, (0, 0))

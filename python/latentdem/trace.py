@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from latentdem.em.steps import StepReport
-from latentdem.io import kernel_picture, to_pil
+from latentdem.io import kernel_picture, kernel_sheet, to_pil
 
 PREVIEW = "preview.png"
 TRACE = "trace.webp"
@@ -42,7 +42,7 @@ class Trace:
             size = [max(1, round(side * scale)) for side in image.shape[-2:]]
             image = F.interpolate(image, size, mode="bilinear", antialias=True)
         picture = to_pil(image[0]).convert("RGB")
-        inset = kernel_picture(report.kernel[0, 0], max(24, min(picture.size) // 4))
+        inset = kernel_picture(kernel_sheet(report.kernel[0]), max(24, min(picture.size) // 4))
         bar = 16
         frame = Image.new("RGB", (picture.width, picture.height + bar), "white")
         frame.paste(picture, (0, 0))

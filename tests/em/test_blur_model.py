@@ -99,9 +99,9 @@ def test_edge_step_is_not_fooled_by_ringing():
     model = BlurModel(observed, kernel_size=11, noise_std=0.01)
     wrong = model.initial_kernel()
     image = model.proximal(model.padded, wrong, ratio=0.01)
-    found = model.edge_step(image, wrong, EdgeStepSettings(denoiser_share=0))
+    found = model.update(image, wrong, EdgeStepSettings(denoiser_share=0))
     plain = EdgeStepSettings(denoiser_share=0, edge_weight=1e-7)
-    naive = model.edge_step(image, wrong, plain)
+    naive = model.update(image, wrong, plain)
     before = maximum_normalized_correlation(wrong, kernel)
     after = maximum_normalized_correlation(found, kernel)
     assert after > before + 0.05

@@ -1,6 +1,7 @@
 """The EM driver: schedules, E- and M-steps, :func:`deblur` and :func:`reconstruct`."""
 
 from latentdem.em.driver import deblur
+from latentdem.em.inversion import invert
 from latentdem.em.reconstruct import reconstruct
 from latentdem.em.reconstruct_result import ReconstructResult
 from latentdem.em.reconstruct_settings import PoseSettings, ReconstructSettings, SamplerSettings
@@ -16,5 +17,6 @@ __all__ = [
     "ReconstructSettings",
     "SamplerSettings",
     "deblur",
+    "invert",
     "reconstruct",
 ]

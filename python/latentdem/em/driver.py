@@ -18,12 +18,14 @@ from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.devices import find_device
+from latentdem.em.models import ModelOptions
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, StepReport, run_paper, run_prox
 from latentdem.em.tiles import request_key, solve_in_tiles
 from latentdem.io import ImageLike, InputError, to_batch
-from latentdem.operators.blur import BOUNDARIES, BlurModel
+from latentdem.operators.blur import BOUNDARIES
+from latentdem.operators.super_resolution import upsample
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
 from latentdem.priors.latent import LatentPrior, load_prior, weights_digest
 
@@ -51,13 +53,6 @@ def estimate_noise_std(image: Tensor) -> float:
     return max(0.002, float((detail / 2).abs().median()) / 0.6745)
 
 
-def default_kernel_size(height: int, width: int) -> int:
-    """An odd tenth of the shorter side, from 9 to 35 pixels: room for a visible blur."""
-    side = min(height, width)
-    size = min(max(side // 10, 9), 35) // 2 * 2 + 1
-    return min(size, side - (1 - side % 2))
-
-
 def deblur(
     image: ImageLike,
     *,
@@ -66,6 +61,9 @@ def deblur(
     kernel: Tensor | None = None,
     kernel_size: int | None = None,
     noise_std: float | None = None,
+    blur: str = "motion",
+    scale: int = 1,
+    grid: int | tuple[int, int] = 1,
     method: str = "prox",
     steps: int | None = None,
     seed: int = 0,
@@ -84,9 +82,16 @@ def deblur(
             RGB or RGBA (alpha is passed through), any size.
         prior: latent diffusion prior; by default the packaged one.
         kernel_prior: kernel denoiser of the M-step; by default the packaged one.
-        kernel: the blur kernel ``[1,1,k,k]`` if it is known; only the image is sought then.
+        kernel: the blur kernel ``[1,1,k,k]`` (with a grid ``[1,P,k,k]``) if it is known; only
+            the image is sought then.
         kernel_size: odd side of the kernel in pixels, at least the length of the blur; by
             default a tenth of the image's shorter side, between 9 and 35.
+        blur: ``motion`` (a kernel of any shape), ``defocus`` (a disc of unknown radius) or
+            ``gaussian`` (of unknown width).
+        scale: 2 to 4 for blind super-resolution: the photograph is blurred by an unknown kernel
+            and ``scale`` times too small.
+        grid: rows and columns (or one number for both) of a blur that differs over the
+            photograph, each patch with a kernel of its own, cross-faded.
         noise_std: noise of the observation in [0, 1] units; estimated by default.
         method: ``prox`` (proximal E-step) or ``paper`` (the published gradients).
         steps: steps of the reverse trajectory; by default the method's own.
@@ -117,11 +122,16 @@ def deblur(
     """
     batch = to_batch(image)
     height, width = batch.shape[-2:]
+    model_options = ModelOptions(blur, scale, (grid, grid) if isinstance(grid, int) else grid)
     if kernel is not None:
-        kernel = _check_kernel(kernel)
+        kernel = model_options.check_kernel(kernel)
         kernel_size = kernel.shape[-1]
-    size = default_kernel_size(height, width) if kernel_size is None else kernel_size
-    _check_options(size, height, width, method, boundary, noise_std)
+    if kernel_size is None:
+        kernel_size = model_options.default_kernel_size(height, width)
+    size = kernel_size
+    _check_options(size, height * scale, width * scale, method, boundary, noise_std)
+    if method == "paper" and not model_options.plain:
+        raise InputError("method 'paper' knows one kernel of any shape only: use method 'prox'")
     if tile is not None and tile < 64:
         raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
     options = _settings(method, steps, settings)
@@ -139,7 +149,13 @@ def deblur(
     images: list[Tensor] = []
     sigmas: list[float] = []
     limit = "valid" if boundary == "auto" else boundary
-    tiled = tile is not None and limit == "valid" and height * width > 2 * tile**2
+    large = tile is not None and limit == "valid" and height * width * scale**2 > 2 * tile**2
+    tiled = large and scale == 1 and not model_options.varies
+    if large and not tiled:
+        raise InputError(
+            f"super-resolution and varying blur work in one piece, and {height} x {width} pixels "
+            "are many: crop or shrink the photograph, or pass tile=None (--tile 0) and have memory"
+        )
     tiles: list[dict[str, Any]] = []
     for index, observed in enumerate(batch.split(1)):
         colour, alpha = observed[:, :3], observed[:, 3:]
@@ -156,7 +172,7 @@ def deblur(
             callback: Callable[[StepReport], None],
             sigma: float = sigma,
         ) -> EMState:
-            model = BlurModel(
+            model = model_options.build(
                 part,
                 kernel_size=size,
                 noise_std=sigma,
@@ -178,6 +194,7 @@ def deblur(
             if checkpoint is not None:
                 facts = {
                     "settings": asdict(options),
+                    "blur": blur,
                     "numbers": [sigma, size, seed, tile],
                     "weights": [
                         weights_digest(net)
@@ -204,7 +221,9 @@ def deblur(
         restored = state.image.clamp(0, 1).cpu()
         if colour.shape[1] == 1:
             restored = restored.mean(1, keepdim=True)
-        images.append(torch.cat([restored, alpha], 1))
+        if alpha.shape[1]:
+            restored = torch.cat([restored, upsample(alpha, scale).clamp(0, 1)], 1)
+        images.append(restored)
         states.append(state)
         sigmas.append(sigma)
     seconds = time.perf_counter() - started
@@ -221,6 +240,9 @@ def deblur(
             "noise_std": sigmas,
             "noise_std_estimated": noise_std is None,
             "boundary": limit,
+            "blur": blur,
+            "scale": scale,
+            "grid": list(model_options.grid),
             "tiles": tiles,
             "settings": asdict(options),
             "prior": used.name,
@@ -276,16 +298,6 @@ def versions() -> dict[str, str]:
         "diffusers": of("diffusers"),
         "python": platform.python_version(),
     }
-
-
-def _check_kernel(kernel: Any) -> Tensor:
-    kernel = torch.as_tensor(kernel, dtype=torch.float32)
-    kernel = kernel.reshape(1, 1, *kernel.shape[-2:])
-    if kernel.shape[-1] != kernel.shape[-2]:
-        raise InputError(f"kernel must be square, found {tuple(kernel.shape[-2:])}")
-    if not torch.isfinite(kernel).all() or float(kernel.min()) < 0 or float(kernel.sum()) <= 0:
-        raise InputError("kernel must be finite, non-negative and not all zero")
-    return kernel / kernel.sum()
 
 
 def _check_options(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from latentdem.io import atomic_folder, comparison_picture, kernel_picture, to_pil
+from latentdem.io import atomic_folder, comparison_picture, kernel_picture, kernel_sheet, to_pil
 
 
 @dataclass
@@ -19,8 +19,10 @@ class DeblurResult:
     """What was recovered, and how.
 
     Attributes:
-        image: restored images ``[B,C,H,W]`` in [0, 1], in the input's size and channels.
-        kernel: blur kernels ``[B,1,k,k]``, non-negative, summing to one, centred.
+        image: restored images ``[B,C,H,W]`` in [0, 1], in the input's size (times ``scale``) and
+            channels.
+        kernel: blur kernels ``[B,1,k,k]``, non-negative, summing to one, centred; of a varying
+            blur ``[B,P,k,k]``, P patches row by row.
         observation: the input ``[B,C,H,W]``.
         history: for each image, a list with a dictionary for each EM step.
         report: settings, seed, seconds by phase, residual, versions; JSON-ready.
@@ -44,9 +46,11 @@ class DeblurResult:
             place = target if count == 1 else target / f"{index:03d}"
             with atomic_folder(place) as partial:
                 to_pil(self.image[index]).save(partial / "restored.png")
-                kernel = self.kernel[index, 0]
+                planes = self.kernel[index]
+                kernel = kernel_sheet(planes, self.report.get("grid", [1, 1])[1])
                 kernel_picture(kernel).save(partial / "kernel.png")
-                np.save(partial / "kernel.npy", kernel.numpy())
+                one = planes[0] if len(planes) == 1 else planes
+                np.save(partial / "kernel.npy", one.numpy())
                 comparison_picture(self.observation[index], self.image[index], kernel).save(
                     partial / "comparison.png"
                 )

@@ -16,7 +16,7 @@ from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
 from latentdem.operators.edges import smooth_total_variation
-from latentdem.operators.initialization import estimate_kernel
+from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors.latent import LatentPrior
 
 StepCallback = Callable[["StepReport"], None]
@@ -36,7 +36,7 @@ class StepReport:
         residual_std: root mean square residual over the observed pixels.
         kernel_peak: largest value of the kernel.
         image: current estimate under the observation, ``[1,3,H,W]``, not clamped.
-        kernel: current kernel ``[1,1,k,k]``.
+        kernel: current parameters of the forward model; of a blur ``[1,1,k,k]``.
     """
 
     step: int
@@ -50,7 +50,11 @@ class StepReport:
 
 @dataclass
 class EMState:
-    """Image ``[1,3,H,W]`` (of the methods: on their canvas), kernel ``[1,1,k,k]``, and the cost."""
+    """Image ``[1,3,H,W]`` (of the methods: on their canvas), parameters, and the cost.
+
+    ``kernel`` holds the forward model's parameters phi, whatever they are: of a blur the kernel
+    ``[1,1,k,k]``.
+    """
 
     image: Tensor
     kernel: Tensor
@@ -69,7 +73,7 @@ class EMState:
 
     def record(
         self,
-        model: BlurModel,
+        model: ForwardModel,
         step: int,
         steps: int,
         timestep: int,
@@ -99,7 +103,7 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def run_prox(
     prior: LatentPrior,
-    model: BlurModel,
+    model: ForwardModel,
     settings: ProxSettings,
     generator: torch.Generator,
     *,
@@ -109,30 +113,24 @@ def run_prox(
 ) -> EMState:
     """EM with the proximal E-step.
 
-    ``kernel``: known, so that only the image is sought.  ``first_kernel``: what step 0 would give.
+    ``kernel``: the parameters, if they are known, so that only the image is sought.
+    ``first_kernel``: what step 0 would give.
 
-    0. first kernel from the observation's edges, coarse to fine
+    0. first parameters from the observation; of a blur from its edges, coarse to fine
     1. z_0 <- prior at z_t; x_hat = D(z_0)
     2. E-step: x* = prox of the data term at x_hat with s^2 / r_t^2, where
        s^2 = sigma^2 + excess residual
-    3. M-step: kernel from the salient edges of x*, averaged over the chains
+    3. M-step: parameters from the chains' mean of x*; of a blur from its salient edges
     4. z* = z_0 + E(x*) - E(x_hat), and
        z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
     5. after the last level: total variation takes what the inverse of the blur amplified
     """
     blind = kernel is None
-    state = EMState(model.padded, model.initial_kernel())
+    state = EMState(model.padded, torch.empty(0))
     with state.phase("first_kernel"):
         if kernel is None:
             kernel = first_kernel
-        if kernel is None:
-            kernel = estimate_kernel(
-                model.observation,
-                model.kernel_size,
-                boundary=model.boundary,
-                kernel_prior=model.kernel_prior,
-            )
-        state.kernel = kernel
+        state.kernel = model.start_parameters() if kernel is None else kernel
     schedule = descending(round(settings.start * (prior.timesteps - 1)), settings.steps)
     abar = float(prior.alphas_cumprod[schedule[0]])
     latents = prior.encode(model.padded).expand(settings.chains, -1, -1, -1)
@@ -157,7 +155,7 @@ def run_prox(
             break
         if blind:
             with state.phase("m_step"):
-                state.kernel = model.edge_step(state.image, state.kernel, settings.m_step)
+                state.kernel = model.update(state.image, state.kernel, settings.m_step)
         with state.phase("encoder"):
             # One by one, which bounds the memory of the full-resolution layers.
             change = torch.cat([prior.encode(x[None]) for x in (*images, *estimate)])

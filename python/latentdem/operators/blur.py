@@ -17,22 +17,24 @@ from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.operators.edges import l0_deconvolution
+from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors.kernel import KernelDenoiserNet
 
 BOUNDARIES = ("auto", "valid", "circular")
 
 
-def _canvas_side(side: int) -> int:
+def _canvas_side(side: int, multiple: int = 1) -> int:
     """Next multiple of 16 with small prime factors: good for networks and for FFTs."""
-    side += -side % 16
+    stride = math.lcm(16, multiple)
+    side += -side % stride
     while True:
-        rest = side // 16
+        rest = side // stride
         for prime in (2, 3, 5, 7):
             while rest % prime == 0:
                 rest //= prime
         if rest == 1:
             return side
-        side += 16
+        side += stride
 
 
 THRESHOLD = 0.05
@@ -67,8 +69,8 @@ class MStepSettings:
     """Share of the kernel prior's answer in the new kernel."""
 
 
-class BlurModel:
-    """Uniform blur of one photograph.
+class BlurModel(ForwardModel):
+    """Uniform blur of one photograph by a kernel of any shape: phi is ``[1,1,k,k]``.
 
     Args:
         observation: y, ``[1,C,H,W]`` in [0, 1].
@@ -76,6 +78,7 @@ class BlurModel:
         noise_std: sigma, in the image's units.
         boundary: ``valid`` or ``circular``.
         kernel_prior: plug-and-play denoiser of the M-step, or none.
+        multiple: of the canvas' sides and of where the observation lies on it.
     """
 
     def __init__(
@@ -86,23 +89,26 @@ class BlurModel:
         noise_std: float,
         boundary: str = "valid",
         kernel_prior: KernelDenoiserNet | None = None,
+        multiple: int = 1,
     ) -> None:
-        self.observation = observation
+        super().__init__(observation, noise_std=noise_std)
         self.grey = observation.mean(1, keepdim=True)
         self.kernel_size = kernel_size
-        self.noise_std = noise_std
         self.boundary = boundary
         self.kernel_prior = kernel_prior
-        height, width = observation.shape[-2:]
+        height, width = self.extent = (observation.shape[-2], observation.shape[-1])
         if boundary == "valid":
-            canvas = [_canvas_side(side + 2 * kernel_size) for side in (height, width)]
-            self.top, self.left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
+            canvas = [_canvas_side(side + 2 * kernel_size, multiple) for side in (height, width)]
+            self.top, self.left = (
+                (c - side) // 2 // multiple * multiple
+                for c, side in zip(canvas, (height, width), strict=True)
+            )
         else:
             canvas, self.top, self.left = [height, width], 0, 0
         self.canvas = (canvas[0], canvas[1])
         self.mask = observation.new_zeros(1, 1, *self.canvas)
         self.crop(self.mask).fill_(1)
-        self.padded = self._pad(observation)
+        self.padded = self.target = self._pad(observation)
         self.window = self._window(height, width) if boundary == "valid" else None
 
     # Geometry ---------------------------------------------------------------------------
@@ -129,7 +135,7 @@ class BlurModel:
 
     def crop(self, image: Tensor) -> Tensor:
         """View of the part of a canvas image ``[1,C,H_c,W_c]`` under the observation."""
-        height, width = self.observation.shape[-2:]
+        height, width = self.extent
         return image[..., self.top : self.top + height, self.left : self.left + width]
 
     @cached_property
@@ -186,15 +192,40 @@ class BlurModel:
 
     # M-step -----------------------------------------------------------------------------
 
-    def fit_edges(self, image: Tensor, kernel: Tensor, *, weight: float) -> Tensor:
+    def start_parameters(self) -> Tensor:
+        """First kernel ``[1,1,k,k]``, from the observation's edges, coarse to fine."""
+        # It runs models of this class on smaller pictures.
+        from latentdem.operators.initialization import estimate_kernel
+
+        return estimate_kernel(
+            self.observation,
+            self.kernel_size,
+            boundary=self.boundary,
+            kernel_prior=self.kernel_prior,
+        )
+
+    def edges(self, image: Tensor, settings: EdgeStepSettings) -> Tensor:
+        """Salient edges ``[1,1,H_c,W_c]`` of ``image [1,C,H_c,W_c]``.
+
+        A kernel fitted to all gradients also explains the ringing that the last, wrong kernel
+        left in the image; edges that survive L0 smoothing are those of the scene.
+        """
+        return l0_deconvolution(image.mean(1, keepdim=True), None, weight=settings.edge_weight)
+
+    def fit_edges(
+        self, image: Tensor, kernel: Tensor, *, weight: float, grey: Tensor | None = None,
+        window: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Kernel that maps the gradients of ``image [1,1,H_c,W_c]`` to the observation's.
 
         ``argmin_k ||grad x * k - grad y||^2 + weight ||k||^2`` on the support, under the window;
-        then clamped, thresholded, centred.  ``kernel`` stays if nothing is left.
+        then clamped, thresholded, centred.  ``kernel`` stays if nothing is left.  ``grey`` and
+        ``window``: another observation, another window than the model's own.
         """
+        own = grey is None and window is None
         found = ext.kernel_map_update(
             self.crop(image),
-            self.grey,
+            self.grey if grey is None else grey,
             torch.zeros_like(kernel),
             noise_std=1.0,
             penalty=weight,
@@ -202,22 +233,23 @@ class BlurModel:
             iterations=1,
             prior="none",
             domain="gradient",
-            window=self.window,
+            window=self.window if window is None else window,
             solver_steps=25,
-            prepared=self._prepared_grey,
+            prepared=self._prepared_grey if own else None,
         )
         return _tidy(found) if float(found.sum()) > 0 else kernel
 
-    def edge_step(self, image: Tensor, kernel: Tensor, settings: EdgeStepSettings) -> Tensor:
-        """M-step on the salient edges of the current image ``[1,C,H_c,W_c]``.
+    def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
+        """M-step on the salient edges of the current image ``[1,C,H_c,W_c]``."""
+        found = self.fit_edges(
+            self.edges(image, settings), parameters, weight=settings.kernel_weight
+        )
+        return self.settle(found, parameters, settings)
 
-        A kernel fitted to all gradients also explains the ringing that the last, wrong kernel
-        left in the image; edges that survive L0 smoothing are those of the scene.
-        """
-        edges = l0_deconvolution(image.mean(1, keepdim=True), None, weight=settings.edge_weight)
-        found = self.fit_edges(edges, kernel, weight=settings.kernel_weight)
-        found = _align(self.mix(found, settings.denoiser_share), kernel)
-        return torch.lerp(found, kernel, settings.momentum)
+    def settle(self, found: Tensor, before: Tensor, settings: EdgeStepSettings) -> Tensor:
+        """The kernel prior's answer to ``found``, moved to and averaged with the one ``before``."""
+        found = _align(self.mix(found, settings.denoiser_share), before)
+        return torch.lerp(found, before, settings.momentum)
 
     def m_step(
         self, image: Tensor, kernel: Tensor, *, image_std: float, settings: MStepSettings

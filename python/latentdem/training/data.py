@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -159,7 +160,10 @@ def load_images(
             if sharp is None:
                 cached.with_suffix(".soft").touch()
                 continue
-            sharp.save(cached)
+            # Whole or not at all: other processes read it, and this one may be killed.
+            partial = cached.with_suffix(f".{os.getpid()}.partial")
+            sharp.save(partial, "PNG")
+            partial.replace(cached)
         if cached.with_suffix(".soft").exists():
             continue
         pixels = np.asarray(Image.open(cached).convert("RGB"))

@@ -1,0 +1,111 @@
+"""The forward models that ``deblur`` knows, by their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentdem.io import InputError
+from latentdem.operators.blur import BlurModel
+from latentdem.operators.blur_families import FAMILIES, FamilyBlurModel
+from latentdem.operators.super_resolution import SCALES, SuperResolutionModel
+from latentdem.operators.varying import VaryingBlurModel
+from latentdem.priors.kernel import KernelDenoiserNet
+
+BLURS = ("motion", *FAMILIES)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which forward model, of those that ``deblur`` describes.
+
+    Raises:
+        InputError: an unknown blur, scale or grid, or a combination that there is no model for.
+    """
+
+    blur: str = "motion"
+    scale: int = 1
+    grid: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if self.blur not in BLURS:
+            raise InputError(f"blur must be one of {', '.join(BLURS)}, found '{self.blur}'")
+        if self.scale not in SCALES:
+            raise InputError(
+                f"scale must be one of {', '.join(map(str, SCALES))}, found {self.scale}"
+            )
+        if min(self.grid) < 1:
+            raise InputError(f"grid must be positive, found {self.grid[0]} x {self.grid[1]}")
+        chosen = [self.blur != "motion", self.scale > 1, self.varies]
+        if sum(chosen) > 1:
+            raise InputError(
+                "blur, scale and grid cannot be combined: one of a blur's family, "
+                "super-resolution, or a blur that varies over the photograph"
+            )
+
+    @property
+    def varies(self) -> bool:
+        """Whether the blur differs over the photograph."""
+        return self.grid != (1, 1)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one kernel of any shape."""
+        return self == ModelOptions()
+
+    def default_kernel_size(self, height: int, width: int) -> int:
+        """An odd tenth of the shorter side, from 9 to 35 pixels: room for a visible blur.
+
+        For super-resolution five coarse pixels to each side.
+        """
+        side = min(height, width) * self.scale
+        size = min(max(side // 10, 9), 35) if self.scale == 1 else 10 * self.scale
+        return min(size // 2 * 2 + 1, side - (1 - side % 2))
+
+    def build(
+        self,
+        observation: Tensor,
+        *,
+        kernel_size: int,
+        noise_std: float,
+        boundary: str,
+        kernel_prior: KernelDenoiserNet | None,
+    ) -> BlurModel:
+        """The model of ``observation [1,3,H,W]``."""
+        common: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "noise_std": noise_std,
+            "boundary": boundary,
+        }
+        if self.blur != "motion":
+            return FamilyBlurModel(observation, family=self.blur, **common)
+        common["kernel_prior"] = kernel_prior
+        if self.scale > 1:
+            return SuperResolutionModel(observation, scale=self.scale, **common)
+        if self.varies:
+            return VaryingBlurModel(observation, grid=self.grid, **common)
+        return BlurModel(observation, **common)
+
+    def check_kernel(self, kernel: Any) -> Tensor:
+        """A known kernel ``[1,P,k,k]`` (P = 1 without a grid), each plane summing to one.
+
+        Raises:
+            InputError: another shape, or values that no blur has.
+        """
+        kernel = torch.as_tensor(kernel, dtype=torch.float32)
+        patches = self.grid[0] * self.grid[1]
+        side = kernel.shape[-1] if kernel.dim() > 1 else 0
+        if kernel.dim() < 2 or kernel.shape[-2] != side:
+            raise InputError(f"kernel must be square, found {tuple(kernel.shape[-2:])}")
+        if kernel.numel() != patches * side**2:
+            raise InputError(
+                f"kernel must have shape {[1, patches, side, side]}, found {list(kernel.shape)}"
+            )
+        kernel = kernel.reshape(1, patches, side, side)
+        sums = kernel.sum((-2, -1), keepdim=True)
+        if not torch.isfinite(kernel).all() or float(kernel.min()) < 0 or float(sums.min()) <= 0:
+            raise InputError("kernel must be finite, non-negative and not all zero")
+        return kernel / sums

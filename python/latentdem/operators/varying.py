@@ -1,0 +1,100 @@
+"""Blur that varies over the photograph: a grid of kernels, cross-faded between their patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import latentdem_ext as ext
+from latentdem.operators.blur import BlurModel, EdgeStepSettings
+from latentdem.priors.kernel import KernelDenoiserNet
+
+
+class VaryingBlurModel(BlurModel):
+    """``y = sum_p k_p * (w_p x) + n`` on R x C patches; phi is ``[1,P,k,k]``, row by row.
+
+    Args:
+        observation: y, ``[1,C,H,W]`` in [0, 1].
+        grid: ``(R, C)``, P = R C.
+        kernel_size: side k of the kernels in pixels.
+        noise_std: sigma, in the image's units.
+        boundary: ``valid`` or ``circular``.
+        kernel_prior: plug-and-play denoiser of the M-step, or none.
+
+    Raises:
+        ValueError: patches smaller than the kernel.
+    """
+
+    def __init__(
+        self, observation: Tensor, *, grid: tuple[int, int], kernel_size: int, noise_std: float,
+        boundary: str = "valid", kernel_prior: KernelDenoiserNet | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            observation,
+            kernel_size=kernel_size,
+            noise_std=noise_std,
+            boundary=boundary,
+            kernel_prior=kernel_prior,
+        )
+        height, width = observation.shape[-2:]
+        rows, columns = grid
+        patch = min(height // rows, width // columns)
+        if patch < kernel_size:
+            raise ValueError(
+                f"grid {rows} x {columns} makes patches of {patch} pixels, fewer than the kernel's "
+                f"{kernel_size}: take a coarser grid"
+            )
+        self.grid = grid
+        inside = ext.blend_windows(height, width, rows, columns, patch // 2)
+        # On the margin a patch goes on as it ends.
+        bottom, right = (c - s for c, s in zip(self.canvas, (height + self.top, width + self.left)))
+        index = [
+            torch.arange(-before, side + after).clamp(0, side - 1)
+            for before, side, after in ((self.top, height, bottom), (self.left, width, right))
+        ]
+        self.weights = inside[:, index[0]][:, :, index[1]].to(observation)
+
+    def simulate(self, image: Tensor, parameters: Tensor) -> Tensor:
+        """``sum_p k_p * (w_p x)`` on the canvas."""
+        return ext.varying_blur2d(image, parameters[0], self.weights, boundary="circular")
+
+    def adjoint(self, residual: Tensor, parameters: Tensor) -> Tensor:
+        """``sum_p w_p (k_p correlated with r)``."""
+        return ext.varying_blur2d_adjoint(
+            residual, parameters[0], self.weights, boundary="circular"
+        )
+
+    def residual_variance(self, image: Tensor, parameters: Tensor) -> float:
+        """Mean squared residual over the observed pixels."""
+        return super(BlurModel, self).residual_variance(image, parameters)
+
+    def start_parameters(self) -> Tensor:
+        """One kernel for all patches: the M-steps make them differ."""
+        return super().start_parameters().expand(-1, len(self.weights), -1, -1).contiguous()
+
+    def proximal(
+        self, estimate: Tensor, parameters: Tensor, *, ratio: float, imputations: int = 3
+    ) -> Tensor:
+        """Conjugate gradients, started where every patch is deblurred by its own kernel alone."""
+        start = torch.zeros_like(estimate)
+        for weight, kernel in zip(self.weights, parameters[0]):
+            start += weight * super().proximal(
+                estimate, kernel[None, None], ratio=ratio, imputations=1
+            )
+        return self.solve(estimate, parameters, ratio=ratio, start=start, steps=2 * imputations)
+
+    def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
+        """M-step of every patch under its own window; less is known there, so it weighs less."""
+        edges = self.edges(image, settings)
+        kernels = []
+        for weight, before in zip(self.weights, parameters[0]):
+            window = self.crop(weight)[None, None]
+            if self.window is not None:
+                window = window * self.window
+            share = float(window.square().sum()) / self.grey.numel()
+            kernel = before[None, None]
+            found = self.fit_edges(
+                edges, kernel, weight=share * settings.kernel_weight, window=window.contiguous()
+            )
+            kernels.append(self.settle(found, kernel, settings))
+        return torch.cat(kernels, 1)
