@@ -37,6 +37,22 @@ def _canvas_side(side: int, multiple: int = 1) -> int:
         side += stride
 
 
+CLIPPED_SHARE = 0.1
+"""Where more of a picture is white it is white paper, and no light that was too bright."""
+
+
+def clipped(image: Tensor) -> Tensor:
+    """Mask ``[1,1,H,W]`` of the clipped highlights of ``image [1,C,H,W]``: no blur explains them.
+
+    None are found where a larger share than ``CLIPPED_SHARE`` is white, or values exceed one.
+    """
+    brightest = image.amax(1, keepdim=True)
+    white = (brightest >= 1 - 0.5 / 255).to(image)
+    if float(brightest.max()) > 1 or float(white.mean()) > CLIPPED_SHARE:
+        return torch.zeros_like(white)
+    return white
+
+
 THRESHOLD = 0.05
 """Kernel values below this share of the peak are set to zero."""
 
@@ -107,9 +123,13 @@ class BlurModel(ForwardModel):
             canvas, self.top, self.left = [height, width], 0, 0
         self.canvas = (canvas[0], canvas[1])
         self.mask = observation.new_zeros(1, 1, *self.canvas)
-        self.crop(self.mask).fill_(1)
+        usable = 1 - clipped(observation)
+        self.crop(self.mask).copy_(usable)
+        self._pixels = max(1, int(usable.sum()))
         self.padded = self.target = self._pad(observation)
         self.window = self._window(height, width) if boundary == "valid" else None
+        if float(usable.min()) < 1:
+            self.window = usable if self.window is None else self.window * usable
 
     # Geometry ---------------------------------------------------------------------------
 
@@ -150,11 +170,11 @@ class BlurModel(ForwardModel):
         """``k * x`` on the canvas ``[1,C,H_c,W_c]``; circular, which the margin makes harmless."""
         return ext.blur_conv2d(image, kernel, boundary="circular")
 
-    def residual_variance(self, image: Tensor, kernel: Tensor) -> float:
+    def residual_variance(self, image: Tensor, parameters: Tensor) -> float:
         """Mean squared residual over the observed pixels of ``image [N,C,H_c,W_c]``."""
         target = self.padded.expand(len(image), -1, -1, -1)
-        loss = ext.blur_data_term(image, kernel, target, boundary="circular", mask=self.mask)
-        return 2 * float(loss.mean()) / self.observation.numel()
+        loss = ext.blur_data_term(image, parameters, target, boundary="circular", mask=self.mask)
+        return 2 * float(loss.mean()) / (self._pixels * self.observation.shape[1])
 
     def initial_kernel(self) -> Tensor:
         """A 5 x 5 box: a start that neither a delta nor a full box is."""
@@ -180,7 +200,7 @@ class BlurModel(ForwardModel):
             ratio: ``s^2 / r^2``.
             imputations: passes; one suffices where nothing is missing.
         """
-        known = self.boundary == "circular"
+        known = self._pixels == self.canvas[0] * self.canvas[1]
         return ext.wiener_deconv2d(
             estimate,
             self.padded,

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import latentdem_ext as ext
-from latentdem.operators.blur import BlurModel, EdgeStepSettings
+from latentdem.operators.blur import BlurModel, EdgeStepSettings, clipped
+from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors.kernel import KernelDenoiserNet
 
 SCALES = (1, 2, 3, 4)
@@ -56,11 +57,17 @@ class SuperResolutionModel(BlurModel):
         self.scale = scale
         self._offset = (scale - 1) // 2
         self.observation = observation
-        self.mask = self.mask[..., ::scale, ::scale].contiguous()
-        self.target = self.mask.new_zeros(1, observation.shape[1], *self.mask.shape[-2:])
+        sides = [side // scale for side in self.canvas]
+        self.mask = observation.new_zeros(1, 1, *sides)
+        self.target = observation.new_zeros(1, observation.shape[1], *sides)
         top, left = self.top // scale, self.left // scale
         height, width = observation.shape[-2:]
-        self.target[..., top : top + height, left : left + width] = observation
+        area = (..., slice(top, top + height), slice(left, left + width))
+        self.mask[area] = 1 - clipped(observation)
+        self.target[area] = observation
+
+    # That of the fine picture's blur does not fit.
+    residual_variance = ForwardModel.residual_variance
 
     def simulate(self, image: Tensor, parameters: Tensor) -> Tensor:
         """``S (k * x)``: ``[N,C,H_c/f,W_c/f]`` of ``image [N,C,H_c,W_c]``."""
@@ -73,11 +80,6 @@ class SuperResolutionModel(BlurModel):
             residual, parameters, self.scale, boundary="circular", image_size=self.canvas
         )
         return pulled.roll((self._offset, self._offset), (-2, -1))
-
-    def residual_variance(self, image: Tensor, parameters: Tensor) -> float:
-        """Mean squared residual over the coarse pixels that were observed."""
-        misfit = self.mask * (self.simulate(image, parameters) - self.target)
-        return float(misfit.square().sum()) / (len(misfit) * self.observation.numel())
 
     def proximal(
         self, estimate: Tensor, parameters: Tensor, *, ratio: float, imputations: int = 3
@@ -95,7 +97,7 @@ class SuperResolutionModel(BlurModel):
         # Symmetric, up to rounding: its spectrum is real.
         power = torch.fft.rfft2(response).real.clamp_min(0) + ratio
         predicted = self.simulate(estimate, parameters)
-        known = self.boundary == "circular"
+        known = bool(self.mask.min() > 0)
         x, simulated = estimate, predicted
         for done in range(1 if known else imputations):
             if done:

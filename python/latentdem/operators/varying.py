@@ -7,6 +7,7 @@ from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.operators.blur import BlurModel, EdgeStepSettings
+from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors.kernel import KernelDenoiserNet
 
 
@@ -54,6 +55,9 @@ class VaryingBlurModel(BlurModel):
         ]
         self.weights = inside[:, index[0]][:, :, index[1]].to(observation)
 
+    # That of a uniform blur does not fit.
+    residual_variance = ForwardModel.residual_variance
+
     def simulate(self, image: Tensor, parameters: Tensor) -> Tensor:
         """``sum_p k_p * (w_p x)`` on the canvas."""
         return ext.varying_blur2d(image, parameters[0], self.weights, boundary="circular")
@@ -63,10 +67,6 @@ class VaryingBlurModel(BlurModel):
         return ext.varying_blur2d_adjoint(
             residual, parameters[0], self.weights, boundary="circular"
         )
-
-    def residual_variance(self, image: Tensor, parameters: Tensor) -> float:
-        """Mean squared residual over the observed pixels."""
-        return super(BlurModel, self).residual_variance(image, parameters)
 
     def start_parameters(self) -> Tensor:
         """One kernel for all patches: the M-steps make them differ."""
