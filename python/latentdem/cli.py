@@ -75,7 +75,7 @@ def deblur(
         int | None,
         typer.Option(
             help="Odd side of the blur kernel in pixels, at least the length of the blur. "
-            "Default: a tenth of the image's shorter side, 9 to 35."
+            "Default: found by itself, 9 to 65."
         ),
     ] = None,
     noise_std: Annotated[

@@ -223,10 +223,10 @@ def measure_m_step(
                 grey = image.mean(1, keepdim=True)
                 edges = l0_deconvolution(grey, None, weight=settings.edge_weight)
                 start = model.initial_kernel()
-                plain = model.fit_edges(edges, start, weight=settings.kernel_weight)
+                fit = model.fit_edges(edges, start, weight=settings.kernel_weight)
                 answers = {
-                    ("kernel prior", 0.0): model.mix(plain, 1.0),
-                    ("none", 0.0): plain,
+                    ("kernel prior", 0.0): model.answer(fit, 1.0),
+                    ("none", 0.0): fit.kernel,
                 }
                 for kind, weights in PRIOR_WEIGHTS.items():
                     for weight in weights:

@@ -5,9 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+import latentdem
 import latentdem_ext as ext
 from latentdem.metrics import maximum_normalized_correlation
-from latentdem.operators.blur import BlurModel, EdgeStepSettings, MStepSettings
+from latentdem.operators import initialization
+from latentdem.operators.blur import BlurModel, EdgeStepSettings, MStepSettings, clipped
 from latentdem.operators.edges import l0_deconvolution, smooth_total_variation
 from latentdem.operators.initialization import estimate_kernel, kernel_sizes
 from latentdem.operators.motion import random_motion_kernel
@@ -26,7 +28,7 @@ def scene(side=96, seed=0):
 
 @pytest.mark.parametrize("size", [(40, 37), (17, 90), (9, 9)])
 def test_canvas_holds_the_observation(size):
-    observed = torch.rand(1, 3, *size)
+    observed = 0.9 * torch.rand(1, 3, *size)
     model = BlurModel(observed, kernel_size=9, noise_std=0.01)
     assert all(side % 16 == 0 for side in model.canvas)
     assert all(c >= s + 18 for c, s in zip(model.canvas, size, strict=True))
@@ -36,7 +38,7 @@ def test_canvas_holds_the_observation(size):
 
 
 def test_circular_proximal_step_is_the_minimiser():
-    observed, estimate = torch.rand(2, 1, 3, 24, 24).double()
+    observed, estimate = 0.9 * torch.rand(2, 1, 3, 24, 24).double()
     kernel = torch.rand(1, 1, 5, 5).double()
     kernel /= kernel.sum()
     model = BlurModel(observed, kernel_size=5, noise_std=0.01, boundary="circular")
@@ -155,3 +157,64 @@ def test_total_variation_of_the_smallest_images(size):
     image = torch.rand(1, 3, *size)
     smooth = smooth_total_variation(image, 0.01)
     assert smooth.shape == image.shape and torch.isfinite(smooth).all()
+
+
+def test_kernel_of_unknown_size_outgrows_its_frame(monkeypatch):
+    asked = []
+
+    def estimate(observation, size, **options):
+        asked.append(size)
+        kernel = torch.zeros(1, 1, size, size)
+        reach = min(15, size // 2)
+        kernel[..., size // 2, size // 2 - reach : size // 2 + reach + 1] = 1
+        return kernel / kernel.sum()
+
+    monkeypatch.setattr(initialization, "estimate_kernel", estimate)
+    found = initialization.find_kernel(torch.rand(1, 3, 8, 8), smallest=17, largest=65)
+    # A stroke of 31 pixels lies within 35 less two at each side.
+    assert asked == [17, 25, 35]
+    assert found.shape[-1] == 35
+    asked.clear()
+    assert initialization.find_kernel(found, smallest=9, largest=11).shape[-1] == 11
+    assert asked == [9, 11]
+
+
+def test_size_is_found_where_it_is_not_given():
+    observed = ext.blur_conv2d(scene(96), random_motion_kernel(9, seed=2), boundary="valid")
+    images = torch.cat([observed, torch.full_like(observed, 0.5)])
+    result = latentdem.deblur(images, noise_std=0.01, steps=1)
+    sizes = result.report["kernel_sizes"]
+    assert result.report["kernel_size_estimated"]
+    assert result.kernel.shape[-1] == max(sizes) == result.report["kernel_size"]
+    assert all(9 <= size <= 29 and size % 2 for size in sizes)
+    assert torch.allclose(result.kernel.sum((-2, -1)), torch.ones(2, 1), atol=1e-5)
+    told = latentdem.deblur(images[:1], noise_std=0.01, steps=1, kernel_size=sizes[0])
+    assert torch.allclose(told.image, result.image[:1], atol=1e-5)
+    assert not told.report["kernel_size_estimated"]
+
+
+def test_clipped_highlights_are_no_observation():
+    observed = 0.8 * torch.rand(1, 3, 24, 24)
+    observed[:, 1, 3:6, 4:6] = 1
+    for boundary in ("valid", "circular"):
+        model = BlurModel(observed, kernel_size=5, noise_std=0.01, boundary=boundary)
+        assert float(model.mask.sum()) == 24 * 24 - 6
+        kernel = random_motion_kernel(5, seed=1)
+        image = torch.rand(1, 3, *model.canvas)
+        brighter = model.padded.clone()
+        # What is there does not matter: neither to the proximal step nor to the residual.
+        x = model.proximal(image, kernel, ratio=0.1)
+        residual = model.residual_variance(image, kernel)
+        model.crop(brighter)[:, :, 3:6, 4:6] = 5
+        model.padded = model.target = brighter
+        assert torch.allclose(model.proximal(image, kernel, ratio=0.1), x, atol=1e-5)
+        assert model.residual_variance(image, kernel) == pytest.approx(residual, rel=1e-5)
+        assert float(model.window[..., 3:6, 4:6].max()) == 0
+
+
+def test_white_paper_and_unclipped_pictures_are_observed_everywhere():
+    assert float(clipped(torch.ones(1, 3, 8, 8)).sum()) == 0
+    bright = torch.rand(1, 3, 20, 20)
+    bright[..., 0, 0] = 1.0
+    bright[..., 1, 1] = 1.2
+    assert float(clipped(bright).sum()) == 0

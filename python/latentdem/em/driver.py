@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import latentdem_ext as ext
@@ -22,9 +23,10 @@ from latentdem.em.models import ModelOptions
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, StepReport, run_paper, run_prox
-from latentdem.em.tiles import request_key, solve_in_tiles
+from latentdem.em.tiles import WINDOW, informative_window, request_key, solve_in_tiles
 from latentdem.io import ImageLike, InputError, to_batch
 from latentdem.operators.blur import BOUNDARIES
+from latentdem.operators.initialization import find_kernel
 from latentdem.operators.super_resolution import upsample
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
 from latentdem.priors.latent import LatentPrior, load_prior, weights_digest
@@ -84,8 +86,9 @@ def deblur(
         kernel_prior: kernel denoiser of the M-step; by default the packaged one.
         kernel: the blur kernel ``[1,1,k,k]`` (with a grid ``[1,P,k,k]``) if it is known; only
             the image is sought then.
-        kernel_size: odd side of the kernel in pixels, at least the length of the blur; by
-            default a tenth of the image's shorter side, between 9 and 35.
+        kernel_size: odd side of the kernel in pixels, at least the length of the blur.  By
+            default a tenth of the image's shorter side, between 9 and 35, and of motion blur as
+            much more, up to 65, as it takes for the kernel not to touch its frame.
         blur: ``motion`` (a kernel of any shape), ``defocus`` (a disc of unknown radius) or
             ``gaussian`` (of unknown width).
         scale: 2 to 4 for blind super-resolution: the photograph is blurred by an unknown kernel
@@ -126,10 +129,10 @@ def deblur(
     if kernel is not None:
         kernel = model_options.check_kernel(kernel)
         kernel_size = kernel.shape[-1]
+    automatic = kernel_size is None and model_options.searches_size
     if kernel_size is None:
         kernel_size = model_options.default_kernel_size(height, width)
-    size = kernel_size
-    _check_options(size, height * scale, width * scale, method, boundary, noise_std)
+    _check_options(kernel_size, height * scale, width * scale, method, boundary, noise_std)
     if method == "paper" and not model_options.plain:
         raise InputError("method 'paper' knows one kernel of any shape only: use method 'prox'")
     if tile is not None and tile < 64:
@@ -148,6 +151,7 @@ def deblur(
     states: list[EMState] = []
     images: list[Tensor] = []
     sigmas: list[float] = []
+    sizes: list[int] = []
     limit = "valid" if boundary == "auto" else boundary
     large = tile is not None and limit == "valid" and height * width * scale**2 > 2 * tile**2
     tiled = large and scale == 1 and not model_options.varies
@@ -165,12 +169,30 @@ def deblur(
             if progress is not None:
                 progress(index, len(batch), report)
 
+        whole = colour.expand(-1, 3, -1, -1).to(place).contiguous()
+        size, first, searched = kernel_size, None, time.perf_counter()
+        if automatic:
+            top, left, tall, wide = (0, 0, height, width)
+            if tiled:
+                top, left, tall, wide = informative_window(whole, WINDOW)
+            first = find_kernel(
+                whole[..., top : top + tall, left : left + wide],
+                smallest=kernel_size,
+                largest=max(kernel_size, model_options.largest_kernel_size(tall, wide)),
+                boundary=limit,
+                kernel_prior=used_kernel,
+            )
+            size = first.shape[-1]
+        searched = time.perf_counter() - searched
+
         def solve(
             part: Tensor,
             known: Tensor | None,
             own_seed: int,
             callback: Callable[[StepReport], None],
             sigma: float = sigma,
+            size: int = size,
+            first: Tensor | None = None if tiled or model_options.varies else first,
         ) -> EMState:
             model = model_options.build(
                 part,
@@ -181,13 +203,20 @@ def deblur(
             )
             generator = torch.Generator().manual_seed(own_seed)
             if isinstance(options, ProxSettings):
-                found = run_prox(used, model, options, generator, kernel=known, callback=callback)
+                found = run_prox(
+                    used,
+                    model,
+                    options,
+                    generator,
+                    kernel=known,
+                    first_kernel=first,
+                    callback=callback,
+                )
             else:
                 found = run_paper(used, model, options, generator, kernel=known, callback=callback)
             found.image = model.crop(found.image)
             return found
 
-        whole = colour.expand(-1, 3, -1, -1).to(place).contiguous()
         if tiled:
             assert tile is not None
             facts: dict[str, object] = {}
@@ -224,18 +253,23 @@ def deblur(
         if alpha.shape[1]:
             restored = torch.cat([restored, upsample(alpha, scale).clamp(0, 1)], 1)
         images.append(restored)
+        if automatic and "first_kernel" in state.seconds:
+            state.seconds["first_kernel"] += searched
         states.append(state)
+        sizes.append(size)
         sigmas.append(sigma)
     seconds = time.perf_counter() - started
     return DeblurResult(
         image=torch.cat(images),
-        kernel=torch.cat([state.kernel.cpu() for state in states]),
+        kernel=_stack_kernels([state.kernel.cpu() for state in states]),
         observation=batch,
         history=[state.history for state in states],
         report={
             "method": method,
             "seed": seed,
-            "kernel_size": size,
+            "kernel_size": max(sizes),
+            "kernel_sizes": sizes,
+            "kernel_size_estimated": automatic,
             "kernel_given": kernel is not None,
             "noise_std": sigmas,
             "noise_std_estimated": noise_std is None,
@@ -275,6 +309,13 @@ def check_device(name: torch.device | str) -> torch.device:
             "beside a CUDA torch and its nvcc with LATENTDEM_CUDA=on"
         )
     return device
+
+
+def _stack_kernels(kernels: list[Tensor]) -> Tensor:
+    """``[B,P,k,k]`` of kernels of any odd sides: smaller ones get a frame of zeros."""
+    side = max(kernel.shape[-1] for kernel in kernels)
+    frames = [(side - kernel.shape[-1]) // 2 for kernel in kernels]
+    return torch.cat([F.pad(kernel, (f, f, f, f)) for kernel, f in zip(kernels, frames)])
 
 
 def _add_up(seconds: list[dict[str, float]]) -> dict[str, float]:

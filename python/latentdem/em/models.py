@@ -56,12 +56,23 @@ class ModelOptions:
         """Whether it is one kernel of any shape."""
         return self == ModelOptions()
 
+    @property
+    def searches_size(self) -> bool:
+        """Whether a kernel's size is found by itself: of motion, at the photograph's scale."""
+        return self.blur == "motion" and self.scale == 1
+
+    def largest_kernel_size(self, height: int, width: int) -> int:
+        """Odd size that the search does not exceed: 65, a third of a side, or a patch."""
+        patch = min(height // self.grid[0], width // self.grid[1])
+        side = min(65, min(height, width) // 3, patch)
+        return max(1, side - (1 - side % 2))
+
     def default_kernel_size(self, height: int, width: int) -> int:
         """An odd tenth of the shorter side, from 9 to 35 pixels: room for a visible blur.
 
         For super-resolution five coarse pixels to each side.
         """
-        side = min(height, width) * self.scale
+        side = min(height // self.grid[0], width // self.grid[1]) * self.scale
         size = min(max(side // 10, 9), 35) if self.scale == 1 else 10 * self.scale
         return min(size // 2 * 2 + 1, side - (1 - side % 2))
 

@@ -18,7 +18,12 @@ from torch import Tensor
 import latentdem_ext as ext
 from latentdem.operators.edges import l0_deconvolution
 from latentdem.operators.forward_model import ForwardModel
-from latentdem.priors.kernel import KernelDenoiserNet
+from latentdem.priors.kernel import (
+    THRESHOLD,
+    KernelDenoiserNet,
+    kernel_evidence,
+    solve_kernel,
+)
 
 BOUNDARIES = ("auto", "valid", "circular")
 
@@ -53,10 +58,6 @@ def clipped(image: Tensor) -> Tensor:
     return white
 
 
-THRESHOLD = 0.05
-"""Kernel values below this share of the peak are set to zero."""
-
-
 @dataclass(frozen=True)
 class EdgeStepSettings:
     """The M-step of ``prox``: least squares on the salient edges of the image."""
@@ -83,6 +84,27 @@ class MStepSettings:
     """alpha in units of the image's gradient energy."""
     denoiser_share: float = 0.5
     """Share of the kernel prior's answer in the new kernel."""
+
+
+@dataclass(frozen=True)
+class KernelFit:
+    """Least squares of one M-step.
+
+    Args:
+        kernel: ``[1,1,k,k]``, non-negative, thresholded, centred, summing to one.
+        before: the kernel that the image was restored with, in the image's place.
+        lags: autocorrelation of the edges, ``[1,2k-1,2k-1]``.
+        cross: their correlation with the observation's gradients, ``[1,k,k]``.
+    """
+
+    kernel: Tensor
+    before: Tensor
+    lags: Tensor
+    cross: Tensor
+
+    def evidence(self) -> Tensor:
+        """See :func:`latentdem.priors.kernel.kernel_evidence`."""
+        return kernel_evidence(self.lags, self.cross, self.before)
 
 
 class BlurModel(ForwardModel):
@@ -233,43 +255,46 @@ class BlurModel(ForwardModel):
         return l0_deconvolution(image.mean(1, keepdim=True), None, weight=settings.edge_weight)
 
     def fit_edges(
-        self, image: Tensor, kernel: Tensor, *, weight: float, grey: Tensor | None = None,
+        self, image: Tensor, before: Tensor, *, weight: float, grey: Tensor | None = None,
         window: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> KernelFit:  # fmt: skip
         """Kernel that maps the gradients of ``image [1,1,H_c,W_c]`` to the observation's.
 
         ``argmin_k ||grad x * k - grad y||^2 + weight ||k||^2`` on the support, under the window;
-        then clamped, thresholded, centred.  ``kernel`` stays if nothing is left.  ``grey`` and
+        then clamped, thresholded, centred.  ``before`` stays if nothing is left.  ``grey`` and
         ``window``: another observation, another window than the model's own.
         """
         own = grey is None and window is None
-        found = ext.kernel_map_update(
+        size = (before.shape[-2], before.shape[-1])
+        lags, cross = ext.kernel_map_statistics(
             self.crop(image),
             self.grey if grey is None else grey,
-            torch.zeros_like(kernel),
-            noise_std=1.0,
-            penalty=weight,
-            regularization=0.0,
-            iterations=1,
-            prior="none",
+            size,
             domain="gradient",
             window=self.window if window is None else window,
-            solver_steps=25,
             prepared=self._prepared_grey if own else None,
         )
-        return _tidy(found) if float(found.sum()) > 0 else kernel
+        found = solve_kernel(lags, cross, weight).clamp_min(0)
+        total = float(found.sum())
+        kernel = _tidy(found / total) if total > 0 else before
+        return KernelFit(kernel, before, lags, cross)
 
     def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
         """M-step on the salient edges of the current image ``[1,C,H_c,W_c]``."""
-        found = self.fit_edges(
-            self.edges(image, settings), parameters, weight=settings.kernel_weight
-        )
-        return self.settle(found, parameters, settings)
+        fit = self.fit_edges(self.edges(image, settings), parameters, weight=settings.kernel_weight)
+        return self.settle(fit, settings)
 
-    def settle(self, found: Tensor, before: Tensor, settings: EdgeStepSettings) -> Tensor:
-        """The kernel prior's answer to ``found``, moved to and averaged with the one ``before``."""
-        found = _align(self.mix(found, settings.denoiser_share), before)
-        return torch.lerp(found, before, settings.momentum)
+    def settle(self, fit: KernelFit, settings: EdgeStepSettings) -> Tensor:
+        """The kernel prior's answer to ``fit``, averaged with the kernel before, in its place."""
+        found = align(self.answer(fit, settings.denoiser_share), fit.before)
+        return torch.lerp(found, fit.before, settings.momentum)
+
+    def answer(self, fit: KernelFit, share: float) -> Tensor:
+        """The fitted kernel, or where there is a kernel prior, its answer to the given share."""
+        if self.kernel_prior is None or share == 0:
+            return fit.kernel
+        answer = self.kernel_prior(fit.kernel, fit.evidence())
+        return torch.lerp(align(fit.kernel, answer), answer, share)
 
     def m_step(
         self, image: Tensor, kernel: Tensor, *, image_std: float, settings: MStepSettings
@@ -320,7 +345,7 @@ def _tidy(kernel: Tensor) -> Tensor:
     return ext.recenter_kernel(kernel / kernel.sum(), subpixel=False)
 
 
-def _align(kernel: Tensor, reference: Tensor) -> Tensor:
+def align(kernel: Tensor, reference: Tensor) -> Tensor:
     """``kernel [1,1,k,k]`` moved by whole pixels to where it agrees best with ``reference``.
 
     Image and kernel may drift in opposite directions; two kernels are averaged in one place.

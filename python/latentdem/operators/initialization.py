@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentdem.operators.blur import BlurModel
+from latentdem.operators.blur import BlurModel, align
 from latentdem.operators.edges import l0_deconvolution
 from latentdem.priors.kernel import KernelDenoiserNet
 
@@ -20,6 +20,10 @@ EDGE_WEIGHT = 2e-2
 """First lambda of the L0 prior; it falls by a tenth at each alternation, not below 1e-4."""
 KERNEL_WEIGHT = 2.0
 """Weight of the kernel's squared norm, in squared grey values summed over the image."""
+DENOISER_SHARE = 0.5
+"""Share of the kernel prior's answer at the end of each scale."""
+FRAME_MASS = 0.02
+"""A kernel with more than this share of its mass at its frame's border wants a larger one."""
 SMALLEST_DENOISED = 9
 """Kernels below this size have too few pixels to have a shape."""
 
@@ -83,8 +87,45 @@ def estimate_kernel(
         kernel = kernel / kernel.sum()
         for _ in range(ITERATIONS):
             image = l0_deconvolution(model.padded, kernel, weight=weight)
-            kernel = model.fit_edges(image, kernel, weight=KERNEL_WEIGHT)
+            fit = model.fit_edges(image, kernel, weight=KERNEL_WEIGHT)
+            kernel = fit.kernel
             weight = max(weight / 1.1, 1e-4)
         if size >= SMALLEST_DENOISED:
-            kernel = model.mix(kernel, 0.5)
+            kernel = align(model.answer(fit, DENOISER_SHARE), kernel)
     return kernel
+
+
+def touches_frame(kernel: Tensor) -> bool:
+    """Whether more than ``FRAME_MASS`` of ``kernel [1,1,k,k]`` lies in a twelfth at its border."""
+    side = kernel.shape[-1]
+    ring = max(1, side // 12)
+    inside = float(kernel[..., ring : side - ring, ring : side - ring].sum())
+    return 1 - inside / float(kernel.sum()) > FRAME_MASS
+
+
+def find_kernel(
+    observation: Tensor,
+    *,
+    smallest: int,
+    largest: int,
+    boundary: str = "valid",
+    kernel_prior: KernelDenoiserNet | None = None,
+) -> Tensor:
+    """First estimate of a kernel of unknown size: as large as it takes not to touch its frame.
+
+    Args:
+        observation: ``[1,C,H,W]`` in [0, 1].
+        smallest: odd side that is tried first.
+        largest: odd side that is not exceeded.
+        boundary: ``valid`` or ``circular``.
+        kernel_prior: as for :func:`estimate_kernel`.
+
+    Returns:
+        ``[1,1,k,k]``, k odd, between the two.
+    """
+    size = smallest
+    while True:
+        kernel = estimate_kernel(observation, size, boundary=boundary, kernel_prior=kernel_prior)
+        if size >= largest or not touches_frame(kernel):
+            return kernel
+        size = min(largest, round(1.4 * size) // 2 * 2 + 1)

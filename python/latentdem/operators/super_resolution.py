@@ -117,10 +117,10 @@ class SuperResolutionModel(BlurModel):
         misfit = self.mask * (self.target - self.simulate(image, parameters))
         blurred = self.crop(blurred + upsample(misfit, self.scale))
         edges = self.edges(image, settings)
-        found = self.fit_edges(
+        fit = self.fit_edges(
             edges,
             parameters,
             weight=settings.kernel_weight,
             grey=blurred.mean(1, keepdim=True).contiguous(),
         )
-        return self.settle(found, parameters, settings)
+        return self.settle(fit, settings)

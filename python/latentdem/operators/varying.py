@@ -93,8 +93,8 @@ class VaryingBlurModel(BlurModel):
                 window = window * self.window
             share = float(window.square().sum()) / self.grey.numel()
             kernel = before[None, None]
-            found = self.fit_edges(
+            fit = self.fit_edges(
                 edges, kernel, weight=share * settings.kernel_weight, window=window.contiguous()
             )
-            kernels.append(self.settle(found, kernel, settings))
+            kernels.append(self.settle(fit, settings))
         return torch.cat(kernels, 1)

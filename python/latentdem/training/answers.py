@@ -1,7 +1,7 @@
-"""What the kernel prior is really asked: kernels that EM found, beside the true ones.
+"""What the kernel prior is really asked: the evidence of EM's steps, beside the true kernels.
 
 Training photographs are blurred by training kernels and deblurred blindly by the method itself,
-with an earlier version of the kernel prior; every kernel that it was shown, at every scale of
+with an earlier version of the kernel prior; all evidence that it was shown, at every scale of
 the first estimate and at every step of EM, is kept with the truth.
 """
 
@@ -28,43 +28,53 @@ from latentdem.training.data import CropSampler, load_images
 from latentdem.training.kernels import align, augment, training_kernel
 
 BLURS_PER_SHARD = 10
-CROPS = (192, 288)
-"""Sides of the photographs' crops; the observation loses the kernel's size less one."""
 SIZES = tuple(range(9, 37, 2))
+LARGE_SIZES = tuple(range(37, 67, 4))
+LARGE_SHARE = 0.3
+CROPS = {False: (192, 288), True: (288, 384)}
+"""Sides of the photographs' crops, for large kernels or not; the observation loses the kernel's
+size less one."""
+SHARE_TO_EM = 0.6
+"""Of the blurs, those that EM goes on with after the first estimate."""
 
 
 @dataclass
 class Answers:
     """Pairs of one kernel size k."""
 
-    answer: Tensor  # [N,1,k,k]
+    evidence: Tensor  # [N,5,k,k], see latentdem.priors.kernel.kernel_evidence
     truth: Tensor  # [N,1,k,k]
 
 
 class _Recorder(KernelDenoiserNet):
-    """The kernel prior, keeping what it is asked."""
+    """The kernel prior, keeping the evidence that it is shown."""
 
     def __init__(self, prior: KernelDenoiserNet) -> None:
         super().__init__()
         self.prior = prior
         self.seen: list[Tensor] = []
 
-    def forward(self, kernel: Tensor) -> Tensor:
-        self.seen.append(kernel)
-        return self.prior(kernel)
+    def forward(self, kernel: Tensor, evidence: Tensor | None = None) -> Tensor:
+        if evidence is not None:
+            self.seen.append(evidence)
+        return self.prior(kernel, evidence)
 
 
 def answers_of_one_blur(
-    sampler: CropSampler,
+    samplers: dict[int, CropSampler],
     prior: LatentPrior,
     kernel_prior: KernelDenoiserNet,
     rng: np.random.Generator,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Blur one crop, run the method, return its ``(answer, truth)`` pairs."""
-    size = int(rng.choice(SIZES))
+    """Blur one crop, run the method, return its ``(evidence, truth)`` pairs.
+
+    ``samplers``: of crops, by their sides.
+    """
+    large = bool(rng.random() < LARGE_SHARE)
+    size = int(rng.choice(LARGE_SIZES if large else SIZES))
     kernel = ext.recenter_kernel(training_kernel(rng, size)[None, None], subpixel=False)
     sigma = 10 ** rng.uniform(-2.6, -1.5)
-    sharp = (sampler.batch(1) + 1) / 2
+    sharp = (samplers[int(rng.choice(CROPS[large]))].batch(1) + 1) / 2
     observed = ext.blur_conv2d(sharp, kernel, boundary="valid")
     observed = observed + sigma * torch.from_numpy(rng.normal(size=observed.shape)).float()
     recorder = _Recorder(kernel_prior)
@@ -74,17 +84,19 @@ def answers_of_one_blur(
         kernel_prior=recorder,
         edge_weight=EDGE_WEIGHT * 2 ** rng.uniform(-1, 1),
     )
-    if rng.random() < 0.5:
+    if rng.random() < SHARE_TO_EM:
         model = BlurModel(observed, kernel_size=size, noise_std=sigma, kernel_prior=recorder)
-        settings = ProxSettings(chains=1, steps=6)
+        settings = ProxSettings(chains=1, steps=6, total_variation=0.0)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         run_prox(prior, model, settings, generator, first_kernel=first)
     pairs = []
-    for answer in recorder.seen:
-        side = answer.shape[-1]
+    for evidence in recorder.seen:
+        side = evidence.shape[-1]
+        if float(evidence[:, 0].max()) <= 0:
+            continue  # flat: nothing is known
         small = F.interpolate(kernel, (side, side), mode="bilinear", antialias=True)
         small = small / small.sum()
-        pairs.append((answer, align(small, answer)))
+        pairs.append((evidence, align(small, evidence[:, :1])))
     return pairs
 
 
@@ -110,16 +122,16 @@ def collect_answers(
         if path.exists():
             continue
         rng = np.random.default_rng([shard, split == "train"])
-        samplers = [CropSampler(images, crop, seed=1000 + shard) for crop in CROPS]
+        sides = {side for pair in CROPS.values() for side in pair}
+        samplers = {side: CropSampler(images, side, seed=1000 + shard) for side in sides}
         found: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for _ in range(BLURS_PER_SHARD):
-            sampler = samplers[int(rng.integers(len(samplers)))]
-            for pair in answers_of_one_blur(sampler, prior, kernel_prior, rng):
+            for pair in answers_of_one_blur(samplers, prior, kernel_prior, rng):
                 found.setdefault(pair[0].shape[-1], []).append(pair)
         tensors = {
             f"{size}.{name}": torch.cat([pair[i] for pair in pairs]).half()
             for size, pairs in found.items()
-            for i, name in enumerate(("answer", "truth"))
+            for i, name in enumerate(("evidence", "truth"))
         }
         partial = path.with_suffix(".partial")
         save_file(tensors, partial)
@@ -132,7 +144,7 @@ def load_answers(folder: Path, split: str) -> dict[int, Answers]:
     for path in sorted(folder.glob(f"{split}-*.safetensors")):
         tensors = load_file(path)
         for size in sorted({int(name.split(".")[0]) for name in tensors}):
-            names = ("answer", "truth")
+            names = ("evidence", "truth")
             parts.setdefault(size, []).append({n: tensors[f"{size}.{n}"].float() for n in names})
     if not parts:
         raise ValueError(f"no answers of the {split} photographs in {folder}")
@@ -148,27 +160,39 @@ class AnswerSampler:
     def __init__(self, answers: dict[int, Answers], seed: int) -> None:
         self.answers = answers
         self.rng = np.random.default_rng(seed)
-        counts = np.array([len(a.answer) for a in answers.values()], dtype=float)
         self.sizes = list(answers)
-        self.probability = counts / counts.sum()
+        # A batch of larger kernels is smaller, and comes less often: its pixels cost the same.
+        cost = np.array([max(1.0, size / 28) for size in self.sizes])
+        weight = np.array([len(a.truth) for a in answers.values()]) / cost
+        self.probability = weight / weight.sum()
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """``(answer, truth)``, both ``[count,1,k,k]``."""
+        """Evidence ``[n,5,k,k]`` and truth ``[n,1,k,k]``, n being ``count`` for 27 pixels.
+
+        In one of seven batches the kernel before is not told.
+        """
         rng = self.rng
-        found = self.answers[self.sizes[int(rng.choice(len(self.sizes), p=self.probability))]]
-        index = torch.from_numpy(rng.integers(0, len(found.answer), count))
-        return augment(found.answer[index], found.truth[index], rng)
+        size = self.sizes[int(rng.choice(len(self.sizes), p=self.probability))]
+        found = self.answers[size]
+        number = min(max(count * 27**2 // size**2, 4), 2 * count)
+        index = torch.from_numpy(rng.integers(0, len(found.truth), number))
+        evidence, truth = found.evidence[index], found.truth[index]
+        if rng.random() < 1 / 7:
+            evidence[:, 4] = evidence[:, 0]
+        return augment(evidence, truth, rng)
 
 
 def mean_cosine(model: nn.Module, answers: dict[int, Answers]) -> tuple[float, float]:
-    """Mean cosine to the aligned truth, of the answers and of the denoised answers."""
+    """Mean cosine to the aligned truth, of the least squares kernels and of the answers."""
     before, after = [], []
     with torch.no_grad():
         for found in answers.values():
             if found.truth.shape[-1] < SIZES[0]:
                 continue
-            denoised = model(found.answer)
             truth = found.truth.flatten(1)
-            before.append(F.cosine_similarity(found.answer.flatten(1), truth))
-            after.append(F.cosine_similarity(denoised.flatten(1), truth))
+            first = found.evidence[:, 0].flatten(1)
+            before.append(F.cosine_similarity(first, truth))
+            parts = found.evidence.split(32)
+            replies = torch.cat([model(part[:, :1], part) for part in parts])
+            after.append(F.cosine_similarity(replies.flatten(1), truth))
     return float(torch.cat(before).mean()), float(torch.cat(after).mean())

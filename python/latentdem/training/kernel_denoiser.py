@@ -27,9 +27,8 @@ def mean_mnc(kernels: Tensor, truth: Tensor) -> float:
     return float(maximum_normalized_correlation(kernels, truth).mean())
 
 
-def kernel_loss(model: nn.Module, damaged: Tensor, truth: Tensor) -> Tensor:
+def kernel_loss(output: Tensor, truth: Tensor) -> Tensor:
     """Squared error relative to the kernel's energy, plus what makes one minus MNC."""
-    output = model(damaged)
     energy = truth.square().sum((-2, -1))
     error = ((output - truth).square().sum((-2, -1)) / energy).mean()
     cosine = F.cosine_similarity(output.flatten(1), truth.flatten(1)).mean()
@@ -79,8 +78,10 @@ def train_kernel_prior(
 
     def loss(model: nn.Module, step: int) -> Tensor:
         if real is None or step % 4 == 0:
-            return kernel_loss(model, *synthetic.batch())
-        return kernel_loss(model, *real.batch(24))
+            damaged, truth = synthetic.batch()
+            return kernel_loss(model(damaged), truth)
+        evidence, truth = real.batch(16)
+        return kernel_loss(model(evidence[:, :1], evidence), truth)
 
     def report(ema: nn.Module) -> str:
         damaged, truth = held_out
