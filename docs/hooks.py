@@ -1,13 +1,15 @@
 """What ``mkdocs`` does beyond Markdown: nothing that stands elsewhere is written a second time.
 
-Three comments in a page are replaced while it is built::
+Comments in a page are replaced while it is built::
 
     <!-- include python/README.md -->                     a document of the repository
     <!-- include README.md: Two commands -->              one section of it
     <!-- table speed_table -->                            a function of benchmarks/tables.py
     <!-- commands -->                                     every command's help
 
-The mark ``no-run: reason`` of a Python block, which tests read, is taken off.  Links of an included document are relative to its own folder.  They are turned into links to the
+The mark ``no-run: reason`` of a Python block, which tests read, is taken off.
+
+Links of an included document are relative to its own folder.  They are turned into links to the
 page that includes that document, to a published copy (pictures), or into plain names (sources).
 """
 

@@ -20,7 +20,7 @@ RELEASE = torch.__version__.split("+")[0]
 
 
 def backend(hook, folder, cwd=ROOT):
-    """Run one hook of the build backend, as pip and build do; its last line is the result's name."""
+    """Run one hook of the build backend, as pip and build do: the path of what it made."""
     code = f"from setuptools import build_meta as b; print(b.{hook}({str(folder)!r}))"
     run = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

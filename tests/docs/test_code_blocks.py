@@ -1,9 +1,11 @@
 """Every Python block of the documents runs, and every command in them exists.
 
-Blocks of one document share their names and run in order, in a folder with small pictures called as
-in the text.  What would take minutes is made small here, so that the text can show what a user types:
+Blocks of one document share their names and run in order, in a folder with small pictures called
+as in the text.  What would take minutes is made small here, so that the text can show what a user
+types:
 
-* ``latentdem.deblur`` takes one chain, and one step, two where the text gives ``steps`` or ``settings``;
+* ``latentdem.deblur`` takes one chain and one step (two where the text says how many, or gives
+  settings);
 * ``latentdem.reconstruct`` gets a prior that knows its one object, and small settings;
 * a mesh opens no window.
 
