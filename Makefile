@@ -55,7 +55,7 @@ format: $(VENV)/.installed  ## Format Python and C++
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 docs: build  ## Build the documentation into site/index.html
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html, or run: $(BIN)/mkdocs serve"
 
 dist: $(VENV)/.installed  ## Source distribution and a wheel for this Python and this torch, in dist/

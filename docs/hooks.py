@@ -33,7 +33,9 @@ INCLUDE = re.compile(r"^<!-- include ([\w./-]+)(?:: (.+?))? -->$", flags=re.M)
 TABLE = re.compile(r"^<!-- table (\w+) -->$", flags=re.M)
 COMMANDS = re.compile(r"^<!-- commands -->$", flags=re.M)
 NOT_RUN = re.compile(r"^```python no-run: .*$", flags=re.M)
-LINK = re.compile(r"(!?)\[([^\[\]]+)\]\(([^()\s]+)\)")
+# Code comes first in the pattern: what looks like a link there, such as layers[0](image), is none.
+LINK = re.compile(r"^```.*?^```$|`[^`\n]+`|(!?)\[([^\[\]]+)\]\(([^()\s]+)\)", flags=re.M | re.S)
+UNIT = re.compile(r"(?<=\d) (?=(?:dB|MB|MFLOP|ms)\b)")
 PICTURES = {".jpg", ".png", ".svg", ".webp"}
 
 
@@ -68,7 +70,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = relink(markdown, here, page.file.src_uri, pages)
     markdown = INCLUDE.sub(include, markdown)
     markdown = TABLE.sub(lambda match: getattr(tables(), match[1])(), markdown)
-    return COMMANDS.sub(lambda _: command_reference(), markdown)
+    markdown = COMMANDS.sub(lambda _: command_reference(), markdown)
+    # In tables a figure and its unit stay on one line.
+    lines = (UNIT.sub("\N{NO-BREAK SPACE}", x) if x[:1] == "|" else x for x in markdown.split("\n"))
+    return "\n".join(lines)
 
 
 def page_of_document(files: Files) -> dict[str, str]:
@@ -112,7 +117,7 @@ def relink(text: str, document: Path, page: str, pages: dict[str, str]) -> str:
     """``text`` of ``document`` with its links as the page at ``page`` needs them."""
 
     def lead(match: re.Match[str]) -> str:
-        mark, label, link = match.groups()
+        mark, label, link = match.groups(default="")
         path = repository_path(document, link)
         if path is None:
             return match[0]

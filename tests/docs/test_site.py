@@ -177,7 +177,7 @@ def test_every_command_and_option_is_documented(site, pages):
 
 def test_benchmarks_show_the_stored_figures(site, pages):
     quality = json.loads((RESULTS / "quality_prox.json").read_text())["summary"]
-    shown = pages[site / "benchmarks" / "quality.html"].html
+    shown = pages[site / "benchmarks" / "quality.html"].html.replace("\N{NO-BREAK SPACE}", " ")
     assert f"{quality['psnr_blind']:.2f} dB" in shown
     speed = pages[site / "benchmarks" / "speed.html"].html
     for row in json.loads((RESULTS / "blur.json").read_text())["rows"]:
@@ -212,7 +212,10 @@ def test_links_of_included_documents():
     assert lead(f"![x]({picture})") == f"![x](../files/{picture})"
     assert lead("[cards](python/latentdem/assets)") == "cards (`python/latentdem/assets`)"
     assert lead("[setup.py](setup.py)") == "`setup.py`"
-    for unchanged in ("[x](https://example.org)", "[x](#limits)", "[x][latentdem.deblur]"):
+    assert lead("[`setup`](docs/install.md)", "index.md") == "[`setup`](install.md)"
+    code = "```python\ny = layers[0](image)\n```"
+    for unchanged in ("[x](https://example.org)", "[x](#limits)", "[x][latentdem.deblur]",
+                      code, "`layers[0](image)`"):  # fmt: skip
         assert lead(unchanged) == unchanged
     with pytest.raises(Exception, match=r"README.md links to nowhere.md, which is not there"):
         lead("[x](nowhere.md)")
