@@ -126,7 +126,7 @@ def relink(text: str, document: Path, page: str, pages: dict[str, str]) -> str:
         anchor = link[len(link.split("#")[0]) :]
         if path in pages:
             target = pages[path]
-        elif path.startswith("docs/"):
+        elif path.startswith("docs/") and (ROOT / path).is_file():
             target = path.removeprefix("docs/")
         elif PurePosixPath(path).suffix in PICTURES:
             target = published(path)
