@@ -70,7 +70,7 @@ def commands(document):
     """Every ``$`` line of the console blocks, without prompt and remark."""
     for language, _, _, body in blocks(document):
         if language == "console":
-            for line in body.splitlines():
+            for line in body.replace("\\\n", " ").splitlines():
                 if line.startswith("$ "):
                     yield shlex.split(line[2:], comments=True)
 
