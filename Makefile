@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-priors evaluate-objects clean
+.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-priors evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,17 @@ format: $(VENV)/.installed  ## Format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+docs: build  ## Build the documentation into site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html, or run: $(BIN)/mkdocs serve"
+
+dist: $(VENV)/.installed  ## Source distribution and a wheel for this Python and this torch, in dist/
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m build --no-isolation --sdist --wheel .
+	@ls -l dist
+
+torch-pin:  ## Print the torch that is built against
+	@echo "$(TORCH)"
 
 sanitize: $(VENV)/.installed  ## Operator tests and fuzzing under AddressSanitizer and UBSan
 	PATH="$(abspath $(BIN)):$$PATH" tests/sanitize.sh
@@ -116,4 +127,4 @@ evaluate-objects: build  ## Measure poses, views and surfaces on held-out object
 	$(BIN)/python python/benchmarks/tables.py
 
 clean:  ## Remove everything that was built
-	rm -rf build dist $(VENV) $(VENV_CUDA) *.egg-info latentdem_ext/_C*.so
+	rm -rf build dist site $(VENV) $(VENV_CUDA) *.egg-info latentdem_ext/_C*.so

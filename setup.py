@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
 
@@ -43,7 +46,39 @@ class CMakeBuild(build_ext):
         self.copy_file(str(built), str(target))
 
 
+def require_built_torch(distribution: Distribution) -> None:
+    """Let what is built require the release of torch that it is built against.
+
+    torch's C++ interface changes with every release, so the module loads beside no other.  A source
+    distribution is for all of them.
+    """
+    try:
+        pin = f"torch=={version('torch').split('+')[0]}"
+    except PackageNotFoundError:
+        return  # CMake will say that torch is missing
+    if pin not in distribution.install_requires:
+        distribution.install_requires.append(pin)
+
+
+class BuiltDistInfo(dist_info):
+    """Metadata of a wheel or an editable installation."""
+
+    def run(self) -> None:
+        """Write it, with the torch that is here."""
+        require_built_torch(self.distribution)
+        super().run()
+
+
+class BuiltWheel(bdist_wheel):
+    """A wheel."""
+
+    def run(self) -> None:
+        """Build it, for the torch that is here."""
+        require_built_torch(self.distribution)
+        super().run()
+
+
 setup(
     ext_modules=[Extension("latentdem_ext._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": BuiltWheel, "dist_info": BuiltDistInfo},
 )

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CXX = [path for end in ("h", "cpp", "cu") for path in sorted((ROOT / "csrc").rglob(f"*.{end}"))]
 PYTHON = [
     path
-    for folder in ("latentdem_ext", "python", "tests")
+    for folder in ("latentdem_ext", "python", "tests", "docs")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 

@@ -10,7 +10,13 @@ import latentdem_ext as ext
 
 ROOT = Path(__file__).resolve().parents[2]
 PERFORMANCE = ROOT / "latentdem_ext" / "PERFORMANCE.md"
-DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "csrc/README.md", ROOT / "python/README.md", PERFORMANCE]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    ROOT / "csrc/README.md",
+    ROOT / "python/README.md",
+    PERFORMANCE,
+    *(ROOT / "docs").rglob("*.md"),
+]
 
 
 def test_tables_are_fresh():
