@@ -90,7 +90,10 @@ def test_python_arrows(path):
     if relative[:2] == ("python", "latentdem"):
         assert not any("_C" in name.split(".") for name in names)
         assert "pickle" not in roots
-        assert "torch.load" not in path.read_text()
+        # Said to a user it is advice; only the call opens a pickle.
+        calls = [ast.unparse(node) for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Attribute)]  # fmt: skip
+        assert "torch.load" not in calls
 
 
 @pytest.mark.parametrize("path", [*CXX, *PYTHON], ids=lambda p: str(p.relative_to(ROOT)))
