@@ -60,15 +60,23 @@ def train_kernel_prior(
     minutes: Annotated[float, typer.Option(help="Minutes on synthetic damage.")] = 7,
     shards: Annotated[
         int, typer.Option(help="Files of ten blind deblurrings each to learn from; 0 for none.")
-    ] = 60,
-    refine_minutes: Annotated[float, typer.Option(help="Minutes on both.")] = 15,
+    ] = 100,
+    refine_minutes: Annotated[float, typer.Option(help="Minutes on both.")] = 40,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="A trained one to go on from: it collects, and learns from what it met. Give "
+            "another --runs folder."
+        ),
+    ] = None,
 ) -> None:
-    """Train the plug-and-play denoiser of blur kernels.
+    """Train the kernel prior, a network that reads the M-step's equations.
 
-    First on synthetic kernels with synthetic damage, then on what the method itself, with that
-    first denoiser and the packaged image prior, answers on training photographs (half a minute a
-    shard). Killed or stopped, the same command goes on where it was.
+    First on synthetic kernels with synthetic damage, as a denoiser; then on the evidence that the
+    method itself, with that first network and the packaged image prior, meets on training
+    photographs (half a minute a shard). Killed or stopped, the same command goes on where it was.
     """
+    from latentdem.priors import load_kernel_prior
     from latentdem.training.packaged import make_kernel_prior
 
     try:
@@ -79,8 +87,9 @@ def train_kernel_prior(
             minutes=minutes,
             shards=shards,
             refine_minutes=refine_minutes,
+            start=None if start is None else load_kernel_prior(start),
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
 
 

@@ -115,15 +115,21 @@ def make_kernel_prior(
     shards: int,
     refine_minutes: float,
     prior: LatentPrior | None = None,
+    start: KernelDenoiserNet | None = None,
 ) -> None:
-    """Train (or go on training) the kernel denoiser and write it to ``output``.
+    """Train (or go on training) the kernel prior and write it to ``output``.
 
-    In three stages, each resumable: on synthetic damage; collecting what the method answers on
-    training photographs, with that first denoiser and ``prior``; on both.
+    In three stages, each resumable: on synthetic damage; collecting the evidence of the method's
+    own steps on training photographs, with that first network and ``prior``; on both.  With
+    ``start``, a trained network, the first stage is left out: the evidence is what *it* meets.
     """
     fetch(data, read_manifest())
-    trained = train_kernel_prior(data, runs / "kernel.safetensors", minutes=minutes, resume=True)
-    first = cast(KernelDenoiserNet, round_to_half(trained))
+    if start is None:
+        checkpoint = runs / "kernel.safetensors"
+        trained = train_kernel_prior(data, checkpoint, minutes=minutes, resume=True)
+        first = cast(KernelDenoiserNet, round_to_half(trained))
+    else:
+        trained = first = start
     if shards > 0:
         answers = runs / "answers"
         prior = load_prior() if prior is None else prior
