@@ -121,10 +121,10 @@ def deblur(
         kernel = _check_kernel(kernel)
         kernel_size = kernel.shape[-1]
     size = default_kernel_size(height, width) if kernel_size is None else kernel_size
-    _check_options(size, height, width, method, boundary, noise_std)
-    if tile is not None and tile < 64:
-        raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
-    options = _settings(method, steps, settings)
+    check_options(size, method, boundary, noise_std, tile)
+    if size > min(height, width):
+        raise InputError(f"kernel_size {size} is larger than the image ({height} x {width} pixels)")
+    options = solver_settings(method, steps, settings)
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
     place = used.device if device is None else check_device(device)
@@ -288,24 +288,34 @@ def _check_kernel(kernel: Any) -> Tensor:
     return kernel / kernel.sum()
 
 
-def _check_options(
-    size: int, height: int, width: int, method: str, boundary: str, noise_std: float | None
+def check_options(
+    kernel_size: int, method: str, boundary: str, noise_std: float | None, tile: int | None
 ) -> None:
+    """Check what can be checked of :func:`deblur`'s options before there is an image.
+
+    Raises:
+        InputError: an option that no image can be deblurred with.
+    """
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
     if boundary not in BOUNDARIES:
         raise InputError(f"boundary must be one of {', '.join(BOUNDARIES)}, found '{boundary}'")
-    if size < 1 or size % 2 == 0:
-        raise InputError(f"kernel_size must be odd and positive, found {size}")
-    if size > min(height, width):
-        raise InputError(f"kernel_size {size} is larger than the image ({height} x {width} pixels)")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise InputError(f"kernel_size must be odd and positive, found {kernel_size}")
     if noise_std is not None and not 0 < noise_std < 1:
         raise InputError(f"noise_std must lie between 0 and 1, found {noise_std}")
+    if tile is not None and tile < 64:
+        raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
 
 
-def _settings(
-    method: str, steps: int | None, settings: ProxSettings | PaperSettings | None
+def solver_settings(
+    method: str, steps: int | None, settings: ProxSettings | PaperSettings | None = None
 ) -> ProxSettings | PaperSettings:
+    """The settings of ``method``: those given, or its own, with ``steps`` put in.
+
+    Raises:
+        ValueError: settings of the other method, or steps that cannot be taken.
+    """
     kind = ProxSettings if method == "prox" else PaperSettings
     if settings is None:
         settings = kind()
