@@ -248,7 +248,8 @@ def batch_status(
 
     `latentdem batch-status out`
     """
-    from latentdem.batch.manifest import FAILED, STATES, Manifest
+    from latentdem.batch.manifest import DONE, FAILED, STATES, Manifest
+    from latentdem.batch.output import in_use
 
     paths = sorted(output.glob("manifest*.sqlite"))
     try:
@@ -259,14 +260,19 @@ def batch_status(
         raise _fail(str(error)) from None
     try:
         counts = [manifest.counts() for manifest in manifests]
-        for state in STATES:
-            typer.echo(f"{state:8} {sum(count[state] for count in counts):8}")
+        totals = {state: sum(count[state] for count in counts) for state in STATES}
+        for state, total in totals.items():
+            typer.echo(f"{state:8} {total:8}")
+        if in_use(output):
+            typer.echo("a run is going on")
+        elif sum(totals.values()) > totals[DONE] + totals[FAILED]:
+            typer.echo("no run is going on: the same command again finishes it")
         failed = [failure for manifest in manifests for failure in manifest.failures()]
         for failure in failed[:failures]:
             typer.echo(f"{failure.id}: {failure.reason} (attempts: {failure.attempts})")
         if len(failed) > failures:
             typer.echo(f"... and {len(failed) - failures} more: --failures {len(failed)}")
-        if any(count[FAILED] for count in counts):
+        if failed:
             typer.echo("run the same batch with --retry-failed to try them again")
     finally:
         for manifest in manifests:

@@ -207,6 +207,10 @@ class Manifest:
             reason, int(unread), now(),
         )  # fmt: skip
 
+    def release(self) -> None:
+        """No worker holds an image any more."""
+        self._database.execute("UPDATE images SET status = 'pending' WHERE status = 'running'")
+
     def _update(self, name: str, change: str, *values: Any) -> None:
         self._database.execute(f"UPDATE images SET {change} WHERE id = ?", (*values, name))
 

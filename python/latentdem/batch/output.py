@@ -108,3 +108,15 @@ def locked(folder: Path, share: str = "") -> Iterator[None]:
             stream.write("runs with --share" if kind == fcntl.LOCK_SH else one)
             stream.flush()
         yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run holds ``folder`` now."""
+    try:
+        with (folder / ".lock").open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

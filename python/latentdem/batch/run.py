@@ -205,9 +205,10 @@ def run_batch(
                 setup = {"prior": options.prior} | ({} if solve is None else {"solve": solve})
                 place.clear()
                 driver.run(make_engine(engine, workers, device, threads, setup, address))
-            place.tidy()
-            write_failures(manifest, folder / f"failed{suffix}.csv")
         finally:
+            place.tidy()
+            manifest.release()
+            write_failures(manifest, folder / f"failed{suffix}.csv")
             manifest.close()
     return driver.summary
 
@@ -267,7 +268,7 @@ class _Driver:
         """Deal with all that is pending."""
         started = time.perf_counter()
         queue, again = self._queue(), deque[Task]()
-        reading: set[Future[_Prepared]] = set()
+        reading: deque[Future[_Prepared]] = deque()  # taken in order: neighbours stay neighbours
         computing: dict[Future[Outcome], Task] = {}
         writing: dict[Future[float], tuple[Task, Outcome]] = {}
         figures, more = self.summary.figures, True
@@ -277,28 +278,31 @@ class _Driver:
                     item = next(queue, None)
                     more = item is not None
                     if item is not None:
-                        reading.add(self._threads.submit(self._prepare, item, engine.shares_disk))
+                        reading.append(
+                            self._threads.submit(self._prepare, item, engine.shares_disk)
+                        )
+                while reading and reading[0].done():
+                    self._read(reading.popleft().result(), again)
                 # Where the disk is the slowest, results must not pile up in memory.
                 while again and len(computing) < engine.slots and len(writing) <= 2 * engine.slots:
                     task = again.popleft()
                     self.manifest.mark_running(task.id, task.digest)
                     computing[engine.submit(task)] = task
-                waiting: list[Future[Any]] = [*reading, *computing, *writing]
-                if not waiting:
+                waiting: list[Future[Any]] = [*computing, *writing]
+                if reading:
+                    waiting.append(reading[0])
+                elif not waiting and not again and not more:
                     break
                 tick = time.perf_counter()
                 self.manifest.commit()
                 figures.manifest += time.perf_counter() - tick
-                ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                ready, _ = wait(waiting, return_when=FIRST_COMPLETED) if waiting else ([], None)
                 self.summary.seconds = time.perf_counter() - started
                 for future in ready:
-                    if future in reading:
-                        reading.discard(future)
-                        self._read(future.result(), again)
-                    elif future in writing:
+                    if future in writing:
                         task, outcome = writing.pop(future)
                         self._written(future, task, outcome)
-                    else:
+                    elif future in computing:
                         task = computing.pop(future)
                         computed = self._computed(future, task, again)
                         if computed is not None:
@@ -382,7 +386,7 @@ class _Driver:
                 "finished is kept, the same command goes on"
             ) from None
         self.summary.computed += 1
-        seconds = outcome.compute_seconds
+        seconds = round(outcome.compute_seconds, 3)
         self._done(task.id, task.input, task.digest, seconds, f"{seconds:.1f} s")
 
     def _done(self, name: str, source: str, request: str, seconds: float, note: str) -> None:
