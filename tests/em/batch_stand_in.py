@@ -1,8 +1,8 @@
 """Stand-ins for the tests of ``latentdem batch``: a quick solver that keeps a log, and pictures.
 
-As a script it is a process that has imported everything and runs commands in forks of itself, which
-can be killed.  It reads requests as JSON, one a line, and prints the fork's process id, then its exit
-status.  Every deblurring leaves lines in the file LATENTDEM_TEST_LOG.
+As a script it is a process that has imported everything and runs commands in forks of itself,
+which can be killed.  It reads requests as JSON, one a line, and prints the fork's process id, then
+its exit status.  Every deblurring leaves lines in the file LATENTDEM_TEST_LOG.
 """
 
 import json

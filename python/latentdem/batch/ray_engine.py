@@ -15,6 +15,8 @@ from latentdem.batch.engines import START_SECONDS, Pool, Seat, WorkerLost
 from latentdem.batch.worker import DEPTH, Outcome, Setup, Task, Worker
 from latentdem.io import InputError
 
+LOOPBACK = "127.0.0.1"
+
 
 class RayEngine(Pool):
     """One actor a worker, each with a prior of its own.
@@ -33,6 +35,10 @@ class RayEngine(Pool):
         super().__init__(setups)
         # Read when Ray is imported: it shall send nothing about its use.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address is None:
+            # What Ray does by itself where it knows no clusters: all listens on loopback.  On Linux
+            # it would take the machine's outer address, even when it is told another.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         try:
             import ray
         except ImportError:
@@ -50,7 +56,6 @@ class RayEngine(Pool):
                     num_cpus=sum(cpus),
                     num_gpus=gpus,
                     include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
                     **options,
                 )
             else:
@@ -58,6 +63,12 @@ class RayEngine(Pool):
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"Ray cannot be reached: {str(error).splitlines()[0]}") from None
         try:
+            here = ray.util.get_node_ip_address()
+            if address is None and here != LOOPBACK:
+                raise InputError(
+                    f"Ray listens on {here}, because it was imported before: start latentdem in a "
+                    "process of its own, or give the address of a cluster"
+                )
             self._start_all()
         except BaseException:
             self.close()
