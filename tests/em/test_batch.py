@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from em.batch_stand_in import lines, make_folder, picture, results, solve
 from typer.testing import CliRunner
 
@@ -67,7 +68,7 @@ def change(path, statement):
 
 def test_same_as_deblur_whatever_the_grouping(tmp_path):
     photos = make_folder(tmp_path / "photos", count=4, side=40)
-    kwargs = {"options": QUICK, "threads": 1}
+    kwargs = {"options": QUICK, "threads": torch.get_num_threads()}
     grouped = run_batch([photos], tmp_path / "grouped", **kwargs)
     plain = run_batch([photos], tmp_path / "plain", group=False, **kwargs)
     assert (grouped.done, grouped.failed, plain.done) == (4, 0, 4)

@@ -102,6 +102,7 @@ class Worker:
         self._prior = load_prior(setup.prior).to(device, dtype)
         self._kernel_prior = load_kernel_prior().to(device)
         self._stop = threading.Event()
+        self._threads_before = torch.get_num_threads()
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
         # One thread computes: OpenMP keeps a team of threads for each that does.
@@ -152,9 +153,10 @@ class Worker:
         return result, time.perf_counter() - started
 
     def stop(self) -> None:
-        """End the computation that is going on after its next step."""
+        """End the computation that is going on after its next step; the process goes on."""
         self._stop.set()
         self._compute.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads_before)
 
 
 def _one_line(error: BaseException) -> str:
