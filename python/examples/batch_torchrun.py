@@ -4,7 +4,9 @@
 
 All see the same inputs and the same output folder; each keeps ``manifest-RANK.sqlite`` there, and
 ``latentdem batch-status out`` adds them up.  Started again, it goes on where it was, as long as the
-number of processes is the same; with another number, finished images are found on disk.
+number of processes is the same; with another number, finished images are found on disk.  Images that
+fail are in ``failed-RANK.csv``; the exit status is 0 all the same, because torchrun would stop the
+other processes for one bad image.
 """
 
 import argparse
@@ -15,8 +17,8 @@ import torch
 from latentdem.batch import Options, Summary, run_batch
 
 
-def main() -> int:
-    """Deblur this process's share; the number of images that failed."""
+def main() -> None:
+    """Deblur this process's share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("inputs", nargs="+", help="folders, globs, images, manifests, tar shards")
     parser.add_argument("-o", "--output", required=True)
@@ -47,8 +49,8 @@ def main() -> int:
         share=(rank, processes),
         report=report,
     )
-    return summary.failed
+    print(f"[{rank}] {summary.done} done, {summary.failed} failed", flush=True)
 
 
 if __name__ == "__main__":
-    raise SystemExit(min(1, main()))
+    main()

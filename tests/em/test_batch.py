@@ -220,6 +220,33 @@ def test_flat_layout(go, tmp_path):
     assert go(layout="flat") == ["1"]
 
 
+def test_tiles_of_a_large_photograph_are_kept(tmp_path, monkeypatch):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    picture(1, 100, 100).save(photos / "large.png")
+    options = Options(kernel_size=5, steps=1, tile=64)
+    calls, real = [], latentdem.em.driver.run_prox
+
+    def run_prox(*arguments, **others):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError("no room")
+        return real(*arguments, **others)
+
+    monkeypatch.setattr(latentdem.em.driver, "run_prox", run_prox)
+    assert run_batch([photos], out, options, threads=1).failed == 1
+    assert rows(out / "manifest.sqlite")[0][2] == "MemoryError: no room"
+    assert len(list(out.glob(".tiles/*/000/*.safetensors"))) == 2
+    calls.extend([1] * 9)
+    assert run_batch([photos], out, options, threads=1, retry_failed=True).done == 1
+    assert not (out / ".tiles").exists()
+    again = len(calls) - 12
+    run_batch([photos], tmp_path / "whole", options, threads=1)
+    assert len(calls) - 12 - again == again + 2
+    names = [name for name in results(out) if not name.endswith("json")]
+    assert [results(out)[n] for n in names] == [results(tmp_path / "whole")[n] for n in names]
+
+
 def test_two_inputs_of_one_name(go, photos, tmp_path):
     picture(1).convert("L").save(photos / "1.jpg")
     with pytest.raises(InputError, match=r"1\.jpg and .*1\.png would both be written to '1'"):
