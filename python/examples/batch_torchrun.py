@@ -4,9 +4,10 @@
 
 All see the same inputs and the same output folder; each keeps ``manifest-RANK.sqlite`` there, and
 ``latentdem batch-status out`` adds them up.  Started again, it goes on where it was, as long as the
-number of processes is the same; with another number, finished images are found on disk.  Images that
-fail are in ``failed-RANK.csv``; the exit status is 0 all the same, because torchrun would stop the
-other processes for one bad image.
+number of processes is the same; with another number, finished images are found on disk.
+
+Images that fail are in ``failed-RANK.csv``; the exit status is 0 all the same, because torchrun
+would stop the other processes for one bad image.
 """
 
 import argparse

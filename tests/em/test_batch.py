@@ -8,15 +8,18 @@ import os
 import sqlite3
 import tarfile
 from concurrent.futures import Future
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from em.batch_stand_in import lines, make_folder, picture, results, solve
+from rich.console import Console
 from typer.testing import CliRunner
 
 import latentdem
+from latentdem import cli_batch
 from latentdem.batch import Options, WorkerLost, run_batch
 from latentdem.batch import run as driver
 from latentdem.batch.engines import LocalEngine, Pool, Seat
@@ -380,6 +383,7 @@ def test_a_pool_spreads_tasks_and_replaces_the_dead():
         ({"address": "auto"}, "--address belongs to --engine ray"),
         ({"layout": "nested"}, "layout must be folders or flat"),
         ({"engine": "ray", "device": "cuda:1"}, "--device cuda"),
+        ({"device": "cpu,cuda:1"}, "all workers must be on cpu or all on cuda"),
     ],
 )
 def test_options_that_do_not_go_together(photos, tmp_path, options, message):
@@ -445,6 +449,30 @@ def test_command_line_errors_are_one_line(photos, tmp_path, arguments, message):
     result = RUNNER.invoke(app, ["batch", *filled, "-o", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert message in result.output and result.output.count("\n") == 1
+
+
+def test_a_bar_in_a_terminal(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "bad.png").write_text("no image")
+    screen = StringIO()
+    monkeypatch.setattr(
+        cli_batch,
+        "console",
+        Console(file=screen, force_terminal=True, width=150, color_system=None),
+    )
+    assert RUNNER.invoke(app, ["batch", str(photos), "-o", str(tmp_path / "out")]).exit_code == 1
+    shown = screen.getvalue()
+    assert "bad.png: failed: not an image" in shown
+    assert "deblurring, 1 failed" in shown and "1/1" in shown and "0 s left" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.4, "4 s"), (75, "1 min 15 s"), (7260, "2 h 1 min"), (float("inf"), "?")],
+)
+def test_durations(seconds, text):
+    assert cli_batch._duration(seconds) == text
 
 
 def test_status_without_a_batch(tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ LOSSES = 3
 
 AHEAD = 4
 """Images read beyond those that workers hold."""
+
+GOES_ON = "what is finished is kept, the same command goes on"
 
 
 @dataclass
@@ -117,6 +121,8 @@ def make_engine(
     if name not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, found '{name}'")
     devices = [part.strip() for part in device.split(",")]
+    if len({place.split(":")[0] for place in devices}) > 1:
+        raise InputError(f"all workers must be on cpu or all on cuda, found {device}")
     count = len(devices) if workers is None else workers
     if count < 1:
         raise InputError(f"workers must be at least 1, found {count}")
@@ -205,11 +211,16 @@ def run_batch(
                 setup = {"prior": options.prior} | ({} if solve is None else {"solve": solve})
                 place.clear()
                 driver.run(make_engine(engine, workers, device, threads, setup, address))
-        finally:
-            place.tidy()
-            manifest.release()
             write_failures(manifest, folder / f"failed{suffix}.csv")
-            manifest.close()
+        except sqlite3.Error as error:
+            raise InputError(f"{manifest.path}: {error}; {GOES_ON}") from None
+        finally:
+            # On a full disk neither may work, and what is wrong is being raised already.
+            with suppress(OSError, sqlite3.Error):
+                place.tidy()
+                manifest.release()
+            with suppress(sqlite3.Error):
+                manifest.close()
     return driver.summary
 
 
@@ -381,9 +392,9 @@ class _Driver:
             self._failed(task.id, task.input, f"{error.filename} is in the way of its output")
             return
         except OSError as error:
+            place = self.output.place(task.id)
             raise InputError(
-                f"cannot write to {self.output.place(task.id)}: {error.strerror or error}; what is "
-                "finished is kept, the same command goes on"
+                f"cannot write to {place}: {error.strerror or error}; {GOES_ON}"
             ) from None
         self.summary.computed += 1
         seconds = round(outcome.compute_seconds, 3)
