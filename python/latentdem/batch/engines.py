@@ -119,8 +119,8 @@ class Pool:
         for seat in [seat for seat in self._seats if not seat.alive]:
             fresh = Seat(seat.index)
             self._start(fresh)
-            self._wait(fresh)
             self._seats[seat.index] = fresh
+            self._wait(fresh)
         with self._lock:
             seat = min(self._seats, key=lambda seat: seat.held)
             seat.held += 1
@@ -179,7 +179,7 @@ class ProcessEngine(Pool):
         child: _Child = seat.details
         try:
             found = child.connection.recv() if child.connection.poll(START_SECONDS) else "too slow"
-        except EOFError:
+        except (EOFError, OSError):
             child.process.join()
             found = f"it ended with code {child.process.exitcode}, perhaps for want of memory"
         if found is not None:
@@ -240,9 +240,12 @@ def serve(connection: Connection, setup: Setup) -> None:
     lock = threading.Lock()
 
     def answer(number: int, task: Task) -> None:
-        outcome = worker.run(task)
-        with lock:
-            connection.send((number, outcome))
+        try:
+            outcome = worker.run(task)
+            with lock:
+                connection.send((number, outcome))
+        except BaseException:
+            os._exit(1)  # an answer that never comes would be waited for; a dead worker is replaced
 
     threads = ThreadPoolExecutor(DEPTH, "stage")
     try:
