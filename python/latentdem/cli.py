@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentdem.cli_common import console
+from latentdem.cli_common import console, parse_grid
 from latentdem.cli_common import fail as _fail
 from latentdem.cli_common import finished as _finished
 from latentdem.cli_common import progress_bar as _progress
@@ -52,14 +52,6 @@ def _output_folders(inputs: list[Path], output: Path) -> list[Path]:
                 f"two inputs are called '{folder.name}': rename one, or use two output folders"
             )
     return folders
-
-
-def _grid(text: str) -> tuple[int, int]:
-    """Rows and columns from ``3`` or ``3x2``."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--grid takes 3 or 3x2 (rows x columns), found '{text}'")
-    return int(parts[0]), int(parts[-1])
 
 
 @app.command()
@@ -178,7 +170,7 @@ def deblur(
             to_batch(path)
         check_writable(output)
         check_device(device)
-        rows_columns = _grid(grid)
+        rows_columns = parse_grid(grid)
         ModelOptions(blur, scale, rows_columns)
         chosen = load_prior(prior) if prior is not None else None
     except (ValueError, FileNotFoundError) as error:
@@ -432,7 +424,7 @@ def info() -> None:
 
 
 # Each registers its commands with ``app``, which must exist by then.
-from latentdem import cli_profile, cli_training  # noqa: E402, F401
+from latentdem import cli_batch, cli_profile, cli_training  # noqa: E402, F401
 
 
 def main() -> None:

@@ -46,3 +46,11 @@ def finished(folder: Path, request: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(report, dict) and report.get("request") == request
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """Rows and columns from ``3`` or ``3x2``."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--grid takes 3 or 3x2 (rows x columns), found '{text}'")
+    return int(parts[0]), int(parts[-1])

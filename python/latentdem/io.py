@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -30,14 +31,23 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     if path.is_dir():
         raise InputError(f"{path}: is a folder, not an image")
     try:
-        with path.open("rb") as stream:
-            image = Image.open(stream)
-            image.load()
-            return ImageOps.exif_transpose(image)
+        stream = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    with stream:
+        return decode_image(stream, path)
+
+
+def decode_image(stream: IO[bytes], name: str | os.PathLike[str]) -> Image.Image:
+    """The image that ``stream`` holds, upright and read completely; ``name`` is for messages."""
+    try:
+        image = Image.open(stream)
+        image.load()
+        return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image that Pillow can read") from None
+        raise InputError(f"{name}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: damaged or truncated image ({error})") from None
+        raise InputError(f"{name}: damaged or truncated image ({error})") from None
 
 
 def from_pil(image: Image.Image) -> Tensor:
@@ -168,15 +178,23 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside ``folder``'s files; move them in when all are written.
+def atomic_folder(
+    folder: Path, *, last: str = "report.json", scratch: Path | None = None
+) -> Iterator[Path]:
+    """Yield a hidden folder; move its files into ``folder`` when all are written.
 
-    ``report.json``, which says that a result is complete, is moved last.
+    Args:
+        folder: where the files go.
+        last: the file that says that a result is complete: of an older result it goes before the
+            first file is replaced, of this one it comes after all others.
+        scratch: where the hidden folder is made, on the same file system; by default ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=scratch or folder) as partial:
         yield Path(partial)
-        files = sorted(Path(partial).iterdir(), key=lambda path: path.name == "report.json")
+        files = sorted(Path(partial).iterdir(), key=lambda path: path.name == last)
+        if any(file.name == last for file in files):
+            (folder / last).unlink(missing_ok=True)
         for file in files:
             file.replace(folder / file.name)
 

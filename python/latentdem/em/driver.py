@@ -132,12 +132,13 @@ def deblur(
     automatic = kernel_size is None and model_options.searches_size
     if kernel_size is None:
         kernel_size = model_options.default_kernel_size(height, width)
-    _check_options(kernel_size, height * scale, width * scale, method, boundary, noise_std)
-    if method == "paper" and not model_options.plain:
-        raise InputError("method 'paper' knows one kernel of any shape only: use method 'prox'")
-    if tile is not None and tile < 64:
-        raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
-    options = _settings(method, steps, settings)
+    check_options(kernel_size, method, boundary, noise_std, tile)
+    if kernel_size > min(height, width) * scale:
+        raise InputError(
+            f"kernel_size {kernel_size} is larger than the image ({height} x {width} pixels)"
+        )
+    model_options.check_method(method)
+    options = solver_settings(method, steps, settings)
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
     place = used.device if device is None else check_device(device)
@@ -341,24 +342,34 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_options(
-    size: int, height: int, width: int, method: str, boundary: str, noise_std: float | None
+def check_options(
+    kernel_size: int, method: str, boundary: str, noise_std: float | None, tile: int | None
 ) -> None:
+    """Check what can be checked of :func:`deblur`'s options before there is an image.
+
+    Raises:
+        InputError: an option that no image can be deblurred with.
+    """
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
     if boundary not in BOUNDARIES:
         raise InputError(f"boundary must be one of {', '.join(BOUNDARIES)}, found '{boundary}'")
-    if size < 1 or size % 2 == 0:
-        raise InputError(f"kernel_size must be odd and positive, found {size}")
-    if size > min(height, width):
-        raise InputError(f"kernel_size {size} is larger than the image ({height} x {width} pixels)")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise InputError(f"kernel_size must be odd and positive, found {kernel_size}")
     if noise_std is not None and not 0 < noise_std < 1:
         raise InputError(f"noise_std must lie between 0 and 1, found {noise_std}")
+    if tile is not None and tile < 64:
+        raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
 
 
-def _settings(
-    method: str, steps: int | None, settings: ProxSettings | PaperSettings | None
+def solver_settings(
+    method: str, steps: int | None, settings: ProxSettings | PaperSettings | None = None
 ) -> ProxSettings | PaperSettings:
+    """The settings of ``method``: those given, or its own, with ``steps`` put in.
+
+    Raises:
+        ValueError: settings of the other method, or steps that cannot be taken.
+    """
     kind = ProxSettings if method == "prox" else PaperSettings
     if settings is None:
         settings = kind()

@@ -67,6 +67,15 @@ class ModelOptions:
         side = min(65, min(height, width) // 3, patch)
         return max(1, side - (1 - side % 2))
 
+    def check_method(self, method: str) -> None:
+        """Refuse ``paper`` for any but the plain model.
+
+        Raises:
+            InputError: it is another.
+        """
+        if method == "paper" and not self.plain:
+            raise InputError("method 'paper' knows one kernel of any shape only: use method 'prox'")
+
     def default_kernel_size(self, height: int, width: int) -> int:
         """An odd tenth of the shorter side, from 9 to 35 pixels: room for a visible blur.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from latentdem.io import atomic_folder, comparison_picture, kernel_picture, kernel_sheet, to_pil
@@ -45,15 +47,27 @@ class DeblurResult:
         for index in range(count):
             place = target if count == 1 else target / f"{index:03d}"
             with atomic_folder(place) as partial:
-                to_pil(self.image[index]).save(partial / "restored.png")
-                planes = self.kernel[index]
-                kernel = kernel_sheet(planes, self.report.get("grid", [1, 1])[1])
-                kernel_picture(kernel).save(partial / "kernel.png")
-                one = planes[0] if len(planes) == 1 else planes
-                np.save(partial / "kernel.npy", one.numpy())
-                comparison_picture(self.observation[index], self.image[index], kernel).save(
-                    partial / "comparison.png"
-                )
-                report = self.report | {"history": self.history[index]}
-                (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+                for name, content in self.files(index).items():
+                    (partial / name).write_bytes(content)
         return target
+
+    def files(self, index: int = 0) -> dict[str, bytes]:
+        """What :meth:`save` writes for one image of the batch: contents by file name."""
+
+        def png(picture: Image.Image) -> bytes:
+            stream = BytesIO()
+            picture.save(stream, "PNG")
+            return stream.getvalue()
+
+        image, planes = self.image[index], self.kernel[index]
+        kernel = kernel_sheet(planes, self.report.get("grid", [1, 1])[1])
+        array = BytesIO()
+        np.save(array, (planes[0] if len(planes) == 1 else planes).numpy())
+        report = self.report | {"history": self.history[index]}
+        return {
+            "restored.png": png(to_pil(image)),
+            "kernel.png": png(kernel_picture(kernel)),
+            "kernel.npy": array.getvalue(),
+            "comparison.png": png(comparison_picture(self.observation[index], image, kernel)),
+            "report.json": (json.dumps(report, indent=2) + "\n").encode(),
+        }

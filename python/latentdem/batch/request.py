@@ -1,0 +1,119 @@
+"""What is asked for one image, and its digest: equal digests mean equal pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import latentdem_ext as ext
+from latentdem.batch.inputs import SEEDS, Item
+from latentdem.em.driver import check_options, solver_settings
+from latentdem.em.models import ModelOptions
+from latentdem.io import InputError
+from latentdem.priors import load_prior
+from latentdem.priors.kernel import PACKAGED as PACKAGED_KERNEL
+from latentdem.priors.latent import PACKAGED, weights_digest
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of :func:`latentdem.deblur` for all images; a manifest's row overrides three.
+
+    Args:
+        kernel_size: odd side of the kernel in pixels; None: by the image's size.
+        noise_std: in [0, 1] units; None: estimated.
+        blur: as in ``deblur``, like ``scale`` and ``grid``.
+        scale: of blind super-resolution.
+        grid: rows and columns of a varying blur.
+        method: ``prox`` or ``paper``.
+        steps: of the trajectory; None: the method's own.
+        seed: of every image: results depend on no neighbour.
+        boundary: ``valid``, ``auto`` or ``circular``.
+        tile: side of tiles in pixels; None: never.
+        prior: file, folder or hub id; None: the packaged one.
+
+    Raises:
+        ValueError: an option that no image can be deblurred with.
+    """
+
+    kernel_size: int | None = None
+    noise_std: float | None = None
+    blur: str = "motion"
+    scale: int = 1
+    grid: tuple[int, int] = (1, 1)
+    method: str = "prox"
+    steps: int | None = None
+    seed: int = 0
+    boundary: str = "auto"
+    tile: int | None = 640
+    prior: str | None = None
+
+    def __post_init__(self) -> None:
+        size = 1 if self.kernel_size is None else self.kernel_size
+        check_options(size, self.method, self.boundary, self.noise_std, self.tile)
+        solver_settings(self.method, self.steps)
+        model = ModelOptions(self.blur, self.scale, self.grid)
+        model.check_method(self.method)
+        if not -SEEDS <= self.seed < SEEDS:
+            raise InputError(f"seed must fit in 64 bits, found {self.seed}")
+
+
+class Requests:
+    """Requests of a run: its options, the weights of its priors and the version.
+
+    Args:
+        options: for all images.
+        device: a GPU computes in float16, so its results are others than a CPU's.
+    """
+
+    def __init__(self, options: Options, device: str) -> None:
+        self._common = asdict(options) | {
+            "prior": prior_digest(options.prior),
+            "kernel_prior": prior_digest(str(PACKAGED_KERNEL)),
+            "device": device.split(":")[0],
+            "version": str(ext.build_info()["version"]),
+        }
+
+    def options(self, item: Item) -> dict[str, Any]:
+        """All that the result depends on but the image itself."""
+        own = {
+            name: getattr(item, name)
+            for name in ("kernel_size", "noise_std", "seed")
+            if getattr(item, name) is not None
+        }
+        return self._common | own
+
+    def request(self, item: Item, content: bytes) -> dict[str, Any]:
+        """The options, and the SHA-256 of the image file."""
+        return self.options(item) | {"input_sha256": hashlib.sha256(content).hexdigest()}
+
+
+def digest(request: dict[str, Any]) -> str:
+    """SHA-256 of a request, as hex digits."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def prior_digest(prior: str | None) -> str:
+    """SHA-256 of a prior's weights: of its file, of its folder's files, or as loaded from a hub.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be used.
+    """
+    path = PACKAGED if prior is None else Path(prior)
+    if path.is_file():
+        return _file_sha256(path)
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".json", ".txt"))
+        names = "".join(f"{f.relative_to(path)} {_file_sha256(f)}\n" for f in files)
+        return hashlib.sha256(names.encode()).hexdigest()
+    loaded = load_prior(prior)
+    return weights_digest(loaded.autoencoder) + weights_digest(loaded.denoiser)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
