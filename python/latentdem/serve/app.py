@@ -52,8 +52,17 @@ def build_app(worker: Worker, store: Store, limits: Limits) -> Any:
     The address of no other server is in the page, and Gradio's telemetry, history, monitoring,
     programmatic interface and sharing are off.
     """
-    theme = gr.themes.Default(primary_hue="blue", secondary_hue="blue", font=FONT,
-                              font_mono=["ui-monospace", "monospace"])  # fmt: skip
+    theme = gr.themes.Default(
+        primary_hue="blue", secondary_hue="blue", font=FONT, font_mono=["ui-monospace", "monospace"]
+    ).set(
+        # Gradio's greys are too faint to read.
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color_dark="*neutral_400",
+        input_placeholder_color_dark="*neutral_400",
+    )
     return gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         build_page(Page(worker, store, limits)),

@@ -64,7 +64,7 @@ def deblur_tab(page: Page) -> None:
             with gr.Row():
                 kernel_size = gr.Textbox(
                     label="Kernel size, pixels",
-                    info="Odd, at least the length of the blur",
+                    info="Odd, as long as the blur",
                     placeholder="automatic",
                     max_length=10,
                     min_width=130,
@@ -73,8 +73,8 @@ def deblur_tab(page: Page) -> None:
                 side = gr.Dropdown(
                     SIZES,
                     value=768,
-                    label="Shrink longer side to",
-                    info="Large pictures take long",
+                    label="Shrink to",
+                    info="Longer side; less is faster",
                     min_width=130,
                     elem_id="side",
                 )
@@ -111,20 +111,17 @@ def deblur_tab(page: Page) -> None:
                 elem_id="deblur-slider",
             )
             with gr.Row(visible=False) as details:
-                kernel = gr.Image(
-                    label="Blur kernel",
-                    format="png",
-                    interactive=False,
-                    buttons=[],
-                    scale=2,
-                    min_width=180,
-                    height=240,
-                    elem_classes="pixels",
-                    elem_id="deblur-kernel",
-                )
-                facts = gr.HTML(
-                    visible=False, padding=False, scale=3, min_width=200, elem_id="deblur-facts"
-                )
+                with gr.Column(scale=2, min_width=200):
+                    kernel = gr.Image(
+                        label="Blur kernel",
+                        format="png",
+                        interactive=False,
+                        buttons=[],
+                        elem_classes="pixels",
+                        elem_id="deblur-kernel",
+                    )
+                with gr.Column(scale=3, min_width=240):
+                    facts = gr.HTML(padding=False, elem_id="deblur-facts")
             advice = gr.HTML(visible=False, padding=False)
             links = Downloads(
                 ["restored.png", "kernel.png", "kernel.npy", "comparison.png", "report.json"],
@@ -163,7 +160,6 @@ def deblur_tab(page: Page) -> None:
                     stop: gr.update(visible=True, interactive=True, value="Cancel"),
                     slider: gr.update(visible=False, value=None),
                     details: gr.update(visible=False),
-                    facts: gr.update(visible=False),
                     advice: gr.update(visible=False),
                     **links.hide(),
                 }
@@ -180,6 +176,7 @@ def deblur_tab(page: Page) -> None:
                         live: gr.update(visible=True, value=frame.image),
                         details: gr.update(visible=True),
                         kernel: frame.kernel,
+                        facts: html.facts(frame.facts),
                     }
             else:
                 change |= {
@@ -196,7 +193,7 @@ def deblur_tab(page: Page) -> None:
                         ),
                         details: gr.update(visible=True),
                         kernel: str(answer.kernel),
-                        facts: gr.update(visible=True, value=html.facts(answer.facts)),
+                        facts: html.facts(answer.facts),
                         advice: gr.update(
                             visible=True, value="".join(map(html.note, answer.advice))
                         ),

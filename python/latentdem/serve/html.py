@@ -28,18 +28,31 @@ CSS = """
 .track.unknown i {width: 25%; animation: latentdem-slide 1.6s ease-in-out infinite alternate}
 @keyframes latentdem-slide {from {margin-left: 0} to {margin-left: 75%}}
 @media (prefers-reduced-motion: reduce) {.track.unknown i {animation: none; width: 100%; opacity: .4}}
-table.facts {width: 100%; border-collapse: collapse; margin: 0; font-variant-numeric: tabular-nums;
-  color: var(--body-text-color)}
-table.facts td, table.facts th {padding: .35rem .9rem .35rem 0; text-align: left; border: 0;
-  border-bottom: 1px solid var(--border-color-primary); vertical-align: top; background: none}
-table.facts th {font-weight: 600}
-table.facts tr:last-child td {border-bottom: 0}
-table.facts td:first-child {color: var(--body-text-color-subdued); overflow-wrap: anywhere}
+.prose table.facts {width: 100%; border: 0; border-collapse: collapse; margin: 0;
+  font-variant-numeric: tabular-nums; color: var(--body-text-color)}
+.prose table.facts td, .prose table.facts th {padding: .4rem .9rem .4rem 0; text-align: left;
+  border: 0; border-bottom: 1px solid var(--border-color-primary); vertical-align: top;
+  background: none; white-space: nowrap}
+.prose table.facts th {font-weight: 600}
+.prose table.facts tr {border: 0; background: none}
+.prose table.facts tbody tr:last-child td {border-bottom: 0}
+.prose table.facts td:first-child {color: var(--body-text-color-subdued); white-space: normal;
+  overflow-wrap: anywhere; min-width: 4.5em}
+.hide-container > .html-container {padding: 0 !important}
+.phases {color: var(--body-text-color-subdued); margin: .9rem 0 0; line-height: 1.7}
+.phases b {color: var(--body-text-color)}
+#deblur-live [data-testid=block-label], #deblur-slider [data-testid=block-label],
+#deblur-kernel [data-testid=block-label], #sheet [data-testid=block-label],
+#turntable [data-testid=block-label]
+  {position: static; border: 0; box-shadow: none; background: none; padding: .35rem .6rem}
+#deblur-live img {width: 100%; max-height: 500px; object-fit: contain}
+#deblur-kernel img {width: 100%; max-height: 256px; object-fit: contain; background: #000}
+#turntable img {width: 100%; height: 272px; object-fit: contain; background: #fff}
 .pixels img {image-rendering: pixelated}
 .downloads {gap: .5rem !important; flex-wrap: wrap}
-.downloads button, .downloads a {flex: 0 1 auto !important; min-width: 0 !important}
+.downloads > * {flex: 0 1 auto !important; min-width: 0 !important}
 .examples {gap: .5rem !important; align-items: center}
-.examples button {flex: 0 1 auto !important; min-width: 0 !important}
+.examples > * {flex: 0 1 auto !important; min-width: 0 !important; width: auto !important}
 """
 """For light and dark; all colours but two are the theme's."""
 
@@ -98,6 +111,12 @@ def progress(text: str, seconds: float, share: float | None, left: str) -> str:
         f'<div role="status"><div class="progress-line"><span>{escape(text)}</span>'
         f'<span>{escape(times)}</span></div><div class="track{unknown}"><i{width}></i></div></div>'
     )
+
+
+def phases(names: Sequence[str], now: str) -> str:
+    """What is done one after the other, what is done now in bold."""
+    items = (f"<b>{escape(n)}</b>" if n == now else escape(n) for n in names)
+    return f'<p class="phases">{"<br>".join(items)}</p>'
 
 
 def waiting(snapshot: Snapshot) -> str:

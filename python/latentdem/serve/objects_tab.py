@@ -36,7 +36,7 @@ def objects_tab(page: Page) -> None:
                 type="filepath",
                 file_types=TYPES,
                 columns=2,
-                height=300,
+                height=240,
                 object_fit="contain",
                 allow_preview=False,
                 interactive=True,
@@ -72,11 +72,13 @@ def objects_tab(page: Page) -> None:
             status = gr.HTML(
                 html.welcome("How it goes", STEPS), padding=False, elem_id="objects-status"
             )
-            with gr.Row(visible=False) as shapes:
+            surface = gr.State()  # path of the mesh, empty if there is none, None before the end
+            # Hidden, not absent: a viewer that appears together with its file stays empty.
+            with gr.Row(visible="hidden") as shapes:
                 mesh = gr.Model3D(
                     label="Surface; drag to turn",
                     interactive=False,
-                    height=300,
+                    height=304,
                     clear_color=(1.0, 1.0, 1.0, 1.0),
                     min_width=220,
                     buttons=[],
@@ -85,7 +87,6 @@ def objects_tab(page: Page) -> None:
                 turntable = gr.Image(
                     label="Radiance field",
                     interactive=False,
-                    height=300,
                     min_width=220,
                     buttons=[],
                     elem_id="turntable",
@@ -96,7 +97,6 @@ def objects_tab(page: Page) -> None:
                 interactive=False,
                 visible=False,
                 buttons=["fullscreen"],
-                elem_classes="pixels",
                 elem_id="sheet",
             )
             advice = gr.HTML(visible=False, padding=False)
@@ -134,10 +134,11 @@ def objects_tab(page: Page) -> None:
                 change = {
                     start: gr.update(visible=False),
                     stop: gr.update(visible=True, interactive=True, value="Cancel"),
-                    shapes: gr.update(visible=False),
+                    shapes: gr.update(visible="hidden"),
                     poses: gr.update(visible=False),
                     sheet: gr.update(visible=False, value=None),
                     advice: gr.update(visible=False),
+                    surface: None,
                     **links.hide(),
                 }
             if now.state == "waiting":
@@ -152,13 +153,12 @@ def objects_tab(page: Page) -> None:
                 change |= {start: gr.update(visible=True), stop: gr.update(visible=False)}
                 if now.state == "done":
                     answer: tasks.ObjectsAnswer = now.result
-                    there = answer.mesh is not None
                     warnings = "".join(html.note(line, "warning") for line in answer.warnings)
                     head = ("Picture", "Elevation", "Azimuth", "Distance")
                     change |= {
                         status: html.note(f"Done in {html.clock(now.seconds)}."),
                         shapes: gr.update(visible=True),
-                        mesh: gr.update(visible=there, value=str(answer.mesh) if there else None),
+                        surface: str(answer.mesh) if answer.mesh else "",
                         turntable: str(answer.turntable),
                         poses: gr.update(visible=True, value=html.facts(answer.poses, head)),
                         sheet: gr.update(visible=True, value=str(answer.sheet)),
@@ -169,8 +169,15 @@ def objects_tab(page: Page) -> None:
                     change[status] = html.ending(now, page.limits.seconds)
             yield change
 
-    outputs = [status, shapes, mesh, turntable, poses, sheet, advice, *links.outputs]
-    connect(page, "objects", start, stop, run, [views, elevation, rounds, seed], outputs)
+    def show_surface(path: str | None) -> Any:
+        if path is None:
+            return gr.skip()
+        return gr.update(value=path or None, visible=True if path else "hidden")
+
+    outputs = [status, shapes, surface, turntable, poses, sheet, advice, *links.outputs]
+    event = connect(page, "objects", start, stop, run, [views, elevation, rounds, seed], outputs)
+    # Apart, as the last values of a generator reach the page twice, which leaves the viewer empty.
+    event.then(show_surface, surface, mesh, **PRIVATE)
 
     def check(uploads: list[dict[str, Any]] | None) -> tuple[Any, Any]:
         kept, problems = [], []
@@ -194,4 +201,5 @@ def _line(now: Snapshot, pace: html.Pace) -> str:
     if frame is None:
         return html.progress("Reading the pictures", now.seconds, None, "")
     text = PHASES.get(frame.phase, frame.phase)
-    return html.progress(text, now.seconds, frame.share, pace.left(now.seconds))
+    line = html.progress(text, now.seconds, frame.share, pace.left(now.seconds))
+    return line + html.phases(list(PHASES.values()), text)

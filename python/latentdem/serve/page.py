@@ -172,13 +172,14 @@ def connect(
     run: Callable[..., Iterator[dict[Any, Any]]],
     inputs: list[Any],
     outputs: list[Any],
-) -> None:
-    """Start and stop a tab's job with its two buttons."""
+) -> Any:
+    """Start and stop a tab's job with its two buttons; returns the event of the start."""
 
     def cancel(request: gr.Request) -> Any:
         page.cancel((str(request.session_hash), tab))
         return gr.update(interactive=False, value="Stopping")
 
     # The worker bounds how much is computed and waits; each visitor's line of progress must run.
-    start.click(run, inputs, [*outputs, start, stop], concurrency_limit=None, **PRIVATE)
+    event = start.click(run, inputs, [*outputs, start, stop], concurrency_limit=None, **PRIVATE)
     stop.click(cancel, None, stop, queue=False, **PRIVATE)
+    return event

@@ -50,12 +50,13 @@ class DeblurRequest:
 
 @dataclass(frozen=True)
 class DeblurFrame:
-    """One step: pictures of image and kernel."""
+    """One step: pictures of image and kernel, and name and value of what is known, in words."""
 
     step: int
     steps: int
     image: Image.Image
     kernel: Image.Image
+    facts: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,15 @@ def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Jo
         def show(index: int, count: int, report: StepReport) -> None:
             kernel = kernel_picture(report.kernel[0, 0], 256)
             picture = to_pil(_shrink(report.image, SHOWN)[0])
-            job.report(DeblurFrame(report.step, report.steps, picture, kernel))
+            height, width = report.image.shape[-2:]
+            size = report.kernel.shape[-1]
+            facts = [
+                ("Picture", f"{width} x {height} pixels"),
+                ("Kernel", f"{size} x {size} pixels"),
+                ("Residual", f"{100 * report.residual_std:.2f} % of white"),
+                ("Noise level", f"t = {report.timestep}"),
+            ]
+            job.report(DeblurFrame(report.step, report.steps, picture, kernel, facts))
 
         result = latentdem.deblur(
             photo,
@@ -118,7 +127,7 @@ def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Jo
             after=after,
             kernel=large,
             facts=_deblur_facts(result.report, result.kernel[0, 0]),
-            advice=deblur_advice(result.kernel[0, 0]),
+            advice=deblur_advice(result.kernel[0, 0], result.report["noise_std"][0]),
             files=[*files, zip_files(folder / ARCHIVE, files)],
         )
 
@@ -138,8 +147,8 @@ def blur_extent(kernel: Tensor) -> tuple[int, int]:
     return int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
 
 
-def deblur_advice(kernel: Tensor) -> list[str]:
-    """What ``kernel [k,k]`` tells its finder to try next."""
+def deblur_advice(kernel: Tensor, noise_std: float) -> list[str]:
+    """What to try next, as ``kernel [k,k]`` and the noise that was taken suggest."""
     size = kernel.shape[-1]
     width, height = blur_extent(kernel)
     lines = []
@@ -152,9 +161,10 @@ def deblur_advice(kernel: Tensor) -> list[str]:
             "The kernel is nearly a dot: the photograph may be sharp already, or the blur differs "
             "from place to place."
         )
+    more = max(0.01, round(2 * noise_std, 3))
     lines.append(
-        "If edges ring, the kernel is not exact: try a kernel size just above the length of the "
-        "blur, or another seed. If the result is grainy, raise the noise."
+        f"If edges ring, or it is grainy: give a noise of {more:g}, or a kernel size just above the "
+        "length of the blur."
     )
     return lines
 
