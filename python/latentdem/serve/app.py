@@ -9,7 +9,7 @@ import gradio as gr
 
 from latentdem.serve import html
 from latentdem.serve.deblur_tab import deblur_tab
-from latentdem.serve.files import Store
+from latentdem.serve.files import MEGABYTE, Store
 from latentdem.serve.jobs import Limits, Worker
 from latentdem.serve.objects_tab import objects_tab
 from latentdem.serve.page import Page
@@ -63,15 +63,19 @@ def build_app(worker: Worker, store: Store, limits: Limits) -> Any:
         block_info_text_color_dark="*neutral_400",
         input_placeholder_color_dark="*neutral_400",
     )
+    blocks = build_page(Page(worker, store, limits))
+    # Gradio looks whether a file that a request names was uploaded only where this is set, and
+    # sets it in launch() alone.  The gate looks, too.
+    blocks.has_launched = True
     return gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        build_page(Page(worker, store, limits)),
+        blocks,
         path="/",
         footer_links=[],
         run_history=False,
         allowed_paths=[],
         show_error=True,
-        max_file_size=int(limits.megabytes * 1e6),
+        max_file_size=int(limits.megabytes * MEGABYTE),
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,

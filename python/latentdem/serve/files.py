@@ -19,6 +19,9 @@ from latentdem.serve.jobs import Limits
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """That are read: those that Pillow decodes by itself (for EPS, say, it would start a program)."""
 
+MEGABYTE = 2**20
+"""Bytes, as Gradio counts them."""
+
 
 def check_picture(path: Path, limits: Limits) -> tuple[int, int]:
     """Width and height of a picture, from its header alone.
@@ -29,9 +32,9 @@ def check_picture(path: Path, limits: Limits) -> tuple[int, int]:
     name = path.name
     try:
         size = path.stat().st_size
-        if size > limits.megabytes * 1e6:
+        if size > limits.megabytes * MEGABYTE:
             raise InputError(
-                f"{name}: {size / 1e6:.1f} MB, more than the {limits.megabytes:g} MB that this "
+                f"{name}: {size / MEGABYTE:.1f} MB, more than the {limits.megabytes:g} MB that this "
                 "server takes"
             )
         with Image.open(path, formats=FORMATS) as image:

@@ -61,10 +61,7 @@ class Gate:
         body = None
         if refusal is None and scope["method"] == "POST" and not _is_upload(scope):
             body = await _read(receive)
-            if body is None:
-                refusal = 413, "the request is too long"
-            elif _names_address(body):
-                refusal = 403, "only uploaded files are taken"
+            refusal = (413, "the request is too long") if body is None else self._message(body)
         if refusal is not None:
             await _answer(send, *refusal)
             return
@@ -92,6 +89,26 @@ class Gate:
             return 404, "there is nothing here"
         if path.startswith(FILE) and not self.store.holds(path.removeprefix(FILE)):
             return 403, "no such file, or its time is over"
+        return None
+
+    def _message(self, body: bytes) -> tuple[int, str] | None:
+        """The same for what is posted: files that it names must have been uploaded.
+
+        Gradio would copy any other file of the machine into its folder, or fetch an address.
+        """
+        try:
+            found = [json.loads(body)] if body else []
+        except (ValueError, RecursionError):
+            return 400, "this is no JSON"
+        while found:
+            value = found.pop()
+            if isinstance(value, dict):
+                path = value.get("path")
+                if path is not None and not (isinstance(path, str) and self.store.holds(path)):
+                    return 403, "only uploaded files are taken; choose the picture again"
+                found += value.values()
+            elif isinstance(value, list):
+                found += value
         return None
 
 
@@ -125,24 +142,6 @@ def _replay(body: bytes, receive: Any) -> Any:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def _names_address(body: bytes) -> bool:
-    """Whether a file within is an address, which Gradio would fetch."""
-    try:
-        found = [json.loads(body)] if body else []
-    except ValueError:
-        return False
-    while found:
-        value = found.pop()
-        if isinstance(value, dict):
-            path = value.get("path")
-            if isinstance(path, str) and re.match(r"\s*[a-z][a-z0-9+.-]*:", path, re.I):
-                return True
-            found += value.values()
-        elif isinstance(value, list):
-            found += value
-    return False
 
 
 async def _answer(send: Any, status: int, text: str) -> None:

@@ -120,10 +120,11 @@ class Job:
             self._version += 1
             self._changed.notify_all()
 
-    def watch(self, every: float = 1.0) -> Iterator[Snapshot]:
+    def watch(self, every: float = 1.0, *, least: float = 0.0) -> Iterator[Snapshot]:
         """Snapshots at every change and every ``every`` seconds, the last one final.
 
-        Of updates that come faster than they are taken only the newest is seen.
+        Of updates that come faster than they are taken, or than every ``least`` seconds, only the
+        newest is seen.
         """
         seen = 0
         while True:
@@ -134,6 +135,7 @@ class Job:
             if snapshot.final:
                 return
             with self._changed:
+                self._changed.wait_for(lambda: self._state in STATES[2:], least)
                 self._changed.wait_for(
                     lambda before=snapshot: self._version != seen or self._differs(before), every
                 )

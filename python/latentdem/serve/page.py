@@ -21,6 +21,9 @@ EXAMPLES = Path(latentdem.__file__).parents[1] / "examples"
 TYPES = [f".{name.lower()}" for name in (*FORMATS, "JPG", "TIF")]
 """Of files that can be chosen."""
 
+PAUSE = 0.3
+"""Seconds between pictures, at least: a browser that cannot keep up would lag behind."""
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of all events: no programmatic interface beside the page, and no spinners over its pictures."""
 
@@ -59,7 +62,7 @@ class Page:
             yield Snapshot("failed", message=str(error))
             return
         try:
-            yield from job.watch()
+            yield from job.watch(least=PAUSE)
         finally:
             job.cancel()
             with self._lock:
@@ -181,5 +184,5 @@ def connect(
 
     # The worker bounds how much is computed and waits; each visitor's line of progress must run.
     event = start.click(run, inputs, [*outputs, start, stop], concurrency_limit=None, **PRIVATE)
-    stop.click(cancel, None, stop, queue=False, **PRIVATE)
+    stop.click(cancel, None, stop, concurrency_limit=None, **PRIVATE)
     return event
