@@ -28,6 +28,24 @@ QUICK = ReconstructSettings(
 SLOW = 40
 
 
+def last(job):
+    return list(job.watch(0.05))[-1]
+
+
+def counting(steps, log=None):
+    """Work that reports a few thousand times, and stops when it is told to."""
+
+    def work(job):
+        for step in range(steps):
+            job.report(step)
+            if log is not None:
+                log.append(step)
+            time.sleep(0.005)
+        return "finished"
+
+    return work
+
+
 def main(log):
     from latentdem.serve.jobs import Limits
     from latentdem.serve.server import open_server

@@ -55,7 +55,9 @@ def page(browser, server):
     opened.wait_for_selector("#deblur-start")
     yield opened
     context.close()
-    hosts = {urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in ("data", "blob")}
+    hosts = {
+        urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in ("data", "blob")
+    }
     assert hosts == {"127.0.0.1"}
     assert errors == []
 
@@ -155,7 +157,9 @@ def test_errors_are_one_clear_line(page, tmp_path, photo):
     page.wait_for_selector("#photo img")
     page.locator("#kernel-size input, #kernel-size textarea").fill("6")
     page.click("#deblur-start")
-    page.get_by_role("alert").get_by_text("kernel_size must be odd and positive, found 6").wait_for()
+    page.get_by_role("alert").get_by_text(
+        "kernel_size must be odd and positive, found 6"
+    ).wait_for()
     heavy = tmp_path / "heavy.png"
     heavy.write_bytes(photo.read_bytes() + b"\0" * 110_000)
     page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
@@ -184,6 +188,9 @@ def test_objects(page, tmp_path):
         page.locator("#objects-files").get_by_text("mesh.glb").click()
     assert Path(download.value.path()).read_bytes()[:4] == b"glTF"
     page.wait_for_selector("#mesh canvas")
+    page.click("#objects-start")  # the viewer comes back with the next result
+    page.wait_for_selector("#turntable img", state="hidden")
+    page.wait_for_selector("#mesh canvas")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -195,4 +202,6 @@ def test_a_phone_needs_no_sideways_scrolling(browser, server, scheme):
     for tab in ("Deblur", "Objects"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for empty in ("#mesh", "#turntable", "#sheet", "#deblur-slider", "#deblur-kernel"):
+        assert not page.is_visible(empty)
     context.close()

@@ -55,11 +55,13 @@ def deblur_tab(page: Page) -> None:
                     if (EXAMPLES / name).exists():
                         gr.Button(label, size="sm").click(
                             lambda name=name: str(page.store.borrow(EXAMPLES / name)),
-                            outputs=photo, **PRIVATE
+                            outputs=photo,
+                            **PRIVATE,
                         )
                 gr.Button("Cat, blurred by us", size="sm", elem_id="drawn-example").click(
                     lambda: str(page.store.draw("cat.png", _drawn_example())),
-                    outputs=photo, **PRIVATE
+                    outputs=photo,
+                    **PRIVATE,
                 )
             with gr.Row():
                 kernel_size = gr.Textbox(
@@ -219,8 +221,7 @@ def deblur_tab(page: Page) -> None:
         return gr.skip(), html.welcome("How it goes", STEPS)
 
     # Before Gradio opens the file, whose own messages are not for visitors.
-    photo.upload(
-        check, photo, [photo, status], preprocess=False, **PRIVATE)
+    photo.upload(check, photo, [photo, status], preprocess=False, **PRIVATE)
 
 
 def _line(now: Snapshot, pace: html.Pace) -> str:

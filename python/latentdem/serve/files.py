@@ -34,8 +34,8 @@ def check_picture(path: Path, limits: Limits) -> tuple[int, int]:
         size = path.stat().st_size
         if size > limits.megabytes * MEGABYTE:
             raise InputError(
-                f"{name}: {size / MEGABYTE:.1f} MB, more than the {limits.megabytes:g} MB that this "
-                "server takes"
+                f"{name}: {size / MEGABYTE:.1f} MB, more than the {limits.megabytes:g} MB that "
+                "this server takes"
             )
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size

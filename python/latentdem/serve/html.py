@@ -15,8 +15,8 @@ CSS = """
   margin: .4rem 0; color: var(--body-text-color)}
 .note.error {border-color: #dc2626}
 .note.warning {border-color: #d97706}
-.welcome {border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 1.2rem 1.4rem;
-  color: var(--body-text-color-subdued)}
+.welcome {border: 1px dashed var(--border-color-primary); border-radius: 8px;
+  padding: 1.2rem 1.4rem; color: var(--body-text-color-subdued)}
 .welcome b {color: var(--body-text-color)}
 .welcome ol {margin: .5rem 0 0; padding-left: 1.2rem; list-style: decimal}
 .progress-line {display: flex; flex-wrap: wrap; justify-content: space-between; gap: .2rem 1rem;
@@ -27,7 +27,9 @@ CSS = """
 .track i {display: block; height: 100%; background: var(--color-accent); transition: width .4s}
 .track.unknown i {width: 25%; animation: latentdem-slide 1.6s ease-in-out infinite alternate}
 @keyframes latentdem-slide {from {margin-left: 0} to {margin-left: 75%}}
-@media (prefers-reduced-motion: reduce) {.track.unknown i {animation: none; width: 100%; opacity: .4}}
+@media (prefers-reduced-motion: reduce) {
+  .track.unknown i {animation: none; width: 100%; opacity: .4}
+}
 .prose table.facts {width: 100%; border: 0; border-collapse: collapse; margin: 0;
   font-variant-numeric: tabular-nums; color: var(--body-text-color)}
 .prose table.facts td, .prose table.facts th {padding: .4rem .9rem .4rem 0; text-align: left;
@@ -149,7 +151,9 @@ def facts(rows: Sequence[tuple[str, ...]], head: Sequence[str] = ()) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     top = f"<thead>{line(head, 'th')}</thead>" if head else ""
-    return f'<table class="facts">{top}<tbody>{"".join(line(r, "td") for r in rows)}</tbody></table>'
+    return (
+        f'<table class="facts">{top}<tbody>{"".join(line(r, "td") for r in rows)}</tbody></table>'
+    )
 
 
 def welcome(title: str, steps: Sequence[str]) -> str:

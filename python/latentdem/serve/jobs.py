@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from latentdem.io import InputError
@@ -136,20 +137,16 @@ class Job:
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._state in STATES[2:], least)
-                self._changed.wait_for(
-                    lambda before=snapshot: self._version != seen or self._differs(before), every
-                )
+                self._changed.wait_for(partial(self._differs, snapshot, seen), every)
 
     def _late(self) -> bool:
         return self._started > 0 and time.monotonic() - self._started > self._limit
 
-    def _differs(self, before: Snapshot) -> bool:
-        now = self._snapshot(self._version)
-        return (now.state, now.ahead, now.stopping) != (
-            before.state,
-            before.ahead,
-            before.stopping,
-        )
+    def _differs(self, before: Snapshot, seen: int) -> bool:
+        """Whether there is something to tell, after ``before`` and the update ``seen``."""
+        now = self._snapshot(seen)
+        told = (before.state, before.ahead, before.stopping)
+        return now.fresh or (now.state, now.ahead, now.stopping) != told
 
     def _snapshot(self, seen: int) -> Snapshot:
         running = self._state == "running"

@@ -73,8 +73,7 @@ def objects_tab(page: Page) -> None:
                 html.welcome("How it goes", STEPS), padding=False, elem_id="objects-status"
             )
             surface = gr.State()  # path of the mesh, empty if there is none, None before the end
-            # Hidden, not absent: a viewer that appears together with its file stays empty.
-            with gr.Row(visible="hidden") as shapes:
+            with gr.Row(visible=False) as shapes:
                 mesh = gr.Model3D(
                     label="Surface; drag to turn",
                     interactive=False,
@@ -134,7 +133,7 @@ def objects_tab(page: Page) -> None:
                 change = {
                     start: gr.update(visible=False),
                     stop: gr.update(visible=True, interactive=True, value="Cancel"),
-                    shapes: gr.update(visible="hidden"),
+                    shapes: gr.update(visible=False),
                     poses: gr.update(visible=False),
                     sheet: gr.update(visible=False, value=None),
                     advice: gr.update(visible=False),
@@ -172,7 +171,7 @@ def objects_tab(page: Page) -> None:
     def show_surface(path: str | None) -> Any:
         if path is None:
             return gr.skip()
-        return gr.update(value=path or None, visible=True if path else "hidden")
+        return gr.update(value=path or None, visible=bool(path))
 
     outputs = [status, shapes, surface, turntable, poses, sheet, advice, *links.outputs]
     event = connect(page, "objects", start, stop, run, [views, elevation, rounds, seed], outputs)

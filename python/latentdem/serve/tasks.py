@@ -163,8 +163,8 @@ def deblur_advice(kernel: Tensor, noise_std: float) -> list[str]:
         )
     more = max(0.01, round(2 * noise_std, 3))
     lines.append(
-        f"If edges ring, or it is grainy: give a noise of {more:g}, or a kernel size just above the "
-        "length of the blur."
+        f"If edges ring, or it is grainy: give a noise of {more:g}, or a kernel size just above "
+        "the length of the blur."
     )
     return lines
 
