@@ -130,10 +130,11 @@ def objects_tab(page: Page) -> None:
             change: dict[Any, Any] = {}
             if not shown:  # the result of the run before
                 shown = True
+                # The viewer is hidden, not taken away, which it would answer with an error.
                 change = {
                     start: gr.update(visible=False),
                     stop: gr.update(visible=True, interactive=True, value="Cancel"),
-                    shapes: gr.update(visible=False),
+                    shapes: gr.update(visible="hidden"),
                     poses: gr.update(visible=False),
                     sheet: gr.update(visible=False, value=None),
                     advice: gr.update(visible=False),
@@ -171,7 +172,7 @@ def objects_tab(page: Page) -> None:
     def show_surface(path: str | None) -> Any:
         if path is None:
             return gr.skip()
-        return gr.update(value=path or None, visible=bool(path))
+        return gr.update(value=path or None, visible=True if path else "hidden")
 
     outputs = [status, shapes, surface, turntable, poses, sheet, advice, *links.outputs]
     event = connect(page, "objects", start, stop, run, [views, elevation, rounds, seed], outputs)
