@@ -181,6 +181,8 @@ def test_objects(page, tmp_path):
     page.set_input_files("#views input[type=file]", paths[1])
     page.wait_for_function("document.querySelectorAll('#views img').length == 2")
     page.click("#objects-start")
+    page.wait_for_selector("#objects-cancel")
+    assert not page.is_visible("#mesh") and not page.is_visible("#turntable")
     page.wait_for_selector("#turntable img")
     assert "view1.png" in page.inner_text("#poses")
     assert page.is_visible("#sheet img")

@@ -72,7 +72,9 @@ def objects_tab(page: Page) -> None:
             status = gr.HTML(
                 html.welcome("How it goes", STEPS), padding=False, elem_id="objects-status"
             )
-            surface = gr.State()  # path of the mesh, empty if there is none, None before the end
+            surface = (
+                gr.State()
+            )  # path of the last mesh, 'none' if there was none, None before the first
             with gr.Row(visible=False) as shapes:
                 mesh = gr.Model3D(
                     label="Surface; drag to turn",
@@ -113,7 +115,7 @@ def objects_tab(page: Page) -> None:
 
     def run(
         chosen: list[tuple[str, str | None]] | None, height: str, count: float,
-        start_number: str, request: gr.Request,
+        start_number: str, before: str | None, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         def make(folder: Path) -> Callable[[Job], tasks.ObjectsAnswer]:
             asked = tasks.ObjectsRequest(
@@ -130,15 +132,14 @@ def objects_tab(page: Page) -> None:
             change: dict[Any, Any] = {}
             if not shown:  # the result of the run before
                 shown = True
-                # The viewer is hidden, not taken away, which it would answer with an error.
+                # Once shown, the viewer is hidden, not taken away: that would be an error to it.
                 change = {
                     start: gr.update(visible=False),
                     stop: gr.update(visible=True, interactive=True, value="Cancel"),
-                    shapes: gr.update(visible="hidden"),
+                    shapes: gr.update(visible="hidden" if before else False),
                     poses: gr.update(visible=False),
                     sheet: gr.update(visible=False, value=None),
                     advice: gr.update(visible=False),
-                    surface: None,
                     **links.hide(),
                 }
             if now.state == "waiting":
@@ -158,7 +159,7 @@ def objects_tab(page: Page) -> None:
                     change |= {
                         status: html.note(f"Done in {html.clock(now.seconds)}."),
                         shapes: gr.update(visible=True),
-                        surface: str(answer.mesh) if answer.mesh else "",
+                        surface: str(answer.mesh) if answer.mesh else "none",
                         turntable: str(answer.turntable),
                         poses: gr.update(visible=True, value=html.facts(answer.poses, head)),
                         sheet: gr.update(visible=True, value=str(answer.sheet)),
@@ -172,10 +173,12 @@ def objects_tab(page: Page) -> None:
     def show_surface(path: str | None) -> Any:
         if path is None:
             return gr.skip()
-        return gr.update(value=path or None, visible=True if path else "hidden")
+        there = path != "none"
+        return gr.update(value=path if there else None, visible=True if there else "hidden")
 
     outputs = [status, shapes, surface, turntable, poses, sheet, advice, *links.outputs]
-    event = connect(page, "objects", start, stop, run, [views, elevation, rounds, seed], outputs)
+    inputs = [views, elevation, rounds, seed, surface]
+    event = connect(page, "objects", start, stop, run, inputs, outputs)
     # Apart, as the last values of a generator reach the page twice, which leaves the viewer empty.
     event.then(show_surface, surface, mesh, **PRIVATE)
 
