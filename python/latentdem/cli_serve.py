@@ -41,8 +41,9 @@ def serve(
 
     Needs `pip install "latentdem[serve]"`.
     """
+    from latentdem.serve.gate import is_local
     from latentdem.serve.jobs import Limits
-    from latentdem.serve.server import is_local, open_server
+    from latentdem.serve.server import open_server
 
     try:
         limits = Limits(

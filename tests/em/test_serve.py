@@ -18,9 +18,9 @@ from latentdem.cli import app
 from latentdem.io import InputError, to_pil
 from latentdem.serve import html
 from latentdem.serve.files import Store, check_picture, open_picture
-from latentdem.serve.gate import HEADERS, LARGEST_MESSAGE, Gate
+from latentdem.serve.gate import HEADERS, LARGEST_MESSAGE, Gate, is_local
 from latentdem.serve.jobs import Limits, Snapshot, Worker
-from latentdem.serve.server import is_local, listen
+from latentdem.serve.server import listen
 
 
 @pytest.fixture
@@ -225,6 +225,7 @@ def test_other_names_and_sites_are_refused(gate, store):
     assert ask(open_to_all, "/", origin="http://evil.example")[0] == 403
     assert ask(open_to_all, "/", origin="null")[0] == 403
     assert ask(gate, "/", origin="http://127.0.0.1:7860")[0] == 200
+    assert ask(gate, "/", host="[::1")[0] == ask(gate, "/", origin="http://[")[0] == 400
 
 
 def test_messages_may_name_uploaded_files_only(gate, store, photo):
@@ -282,7 +283,9 @@ def test_without_gradio(monkeypatch):
 
 def test_local_hosts():
     assert all(map(is_local, ("127.0.0.1", "localhost", "::1", "127.1.2.3")))
-    assert not any(map(is_local, ("0.0.0.0", "::", "192.168.1.5", "studio.lan")))
+    assert not any(
+        map(is_local, ("0.0.0.0", "::", "192.168.1.5", "studio.lan", "127.evil.example", "", None))
+    )
 
 
 def test_it_ends_quietly_and_leaves_nothing(tmp_path):

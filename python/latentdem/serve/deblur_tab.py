@@ -21,8 +21,8 @@ SIZES = [("384 pixels", 384), ("512 pixels", 512), ("768 pixels", 768), ("1024 p
 STEPS = (
     "Choose a blurred photograph, or take an example.",
     "If you know how many pixels the blur is long, give a kernel size just above it.",
-    "Press Deblur, and watch kernel and picture become clear. It takes a minute or so for each "
-    "half a megapixel; noise and blur are found from the photograph alone.",
+    "Press Deblur, and watch kernel and picture become clear. It takes a minute or two for "
+    "each half a megapixel; noise and blur are found from the photograph alone.",
 )
 
 

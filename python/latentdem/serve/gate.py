@@ -6,6 +6,7 @@ whoever asks.  This layer lies around all of them, and does not depend on their 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from typing import Any
@@ -34,7 +35,17 @@ HEADERS = {
     "referrer-policy": "no-referrer",
 }
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+def is_local(host: str | None) -> bool:
+    """Whether only this machine reaches ``host``.
+
+    >>> is_local("127.0.0.1"), is_local("localhost"), is_local("127.example.com")
+    (True, True, False)
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 class Gate:
@@ -79,10 +90,15 @@ class Gate:
         """Status and reason, or None if the request may pass."""
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         host = headers.get("host", "")
-        if self.local and urlsplit(f"//{host}").hostname not in LOOPBACK:
-            return 403, "this server answers to 127.0.0.1 and localhost only"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        try:
+            name = urlsplit(f"//{host}").hostname
+            foreign = origin is not None and urlsplit(origin).netloc != host
+        except ValueError:  # such as half an IPv6 address
+            return 400, "these are no addresses"
+        if self.local and not is_local(name):
+            return 403, "this server answers to 127.0.0.1 and localhost only"
+        if foreign:
             return 403, "requests of other sites are refused"
         path = scope["path"]
         if not ROUTES.fullmatch(path):

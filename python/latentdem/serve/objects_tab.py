@@ -72,9 +72,8 @@ def objects_tab(page: Page) -> None:
             status = gr.HTML(
                 html.welcome("How it goes", STEPS), padding=False, elem_id="objects-status"
             )
-            surface = (
-                gr.State()
-            )  # path of the last mesh, 'none' if there was none, None before the first
+            # Path of the last mesh, "none" if it had none, None before the first result.
+            surface = gr.State()
             with gr.Row(visible=False) as shapes:
                 mesh = gr.Model3D(
                     label="Surface; drag to turn",
@@ -185,11 +184,12 @@ def objects_tab(page: Page) -> None:
     def check(uploads: list[dict[str, Any]] | None) -> tuple[Any, Any]:
         kept, problems = [], []
         for item in uploads or []:
-            problem = page.check_upload(item.get("image"))
+            picture = item.get("image") or item.get("video") or {}
+            problem = page.check_upload(picture)
             if problem:
                 problems.append(problem)
-            else:
-                kept.append(item["image"]["path"])
+            elif picture:
+                kept.append(picture["path"])
         if problems:
             return kept or None, "".join(html.note(line, "error") for line in problems)
         return gr.skip(), html.welcome("How it goes", STEPS)

@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 from latentdem.io import InputError
 from latentdem.serve.files import Store
-from latentdem.serve.gate import LOOPBACK, Gate
+from latentdem.serve.gate import Gate, is_local
 from latentdem.serve.jobs import Limits, Worker
 
 _ENVIRONMENT = {
@@ -53,24 +51,6 @@ class Server:
             self._server.run(sockets=[self._socket])
         finally:
             signal.signal(signal.SIGTERM, before)
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Server]:
-        """Serve in a thread while the block runs."""
-        thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
-        thread.start()
-        try:
-            while not self._server.started and thread.is_alive():
-                time.sleep(0.01)
-            yield self
-        finally:
-            self._server.should_exit = True
-            thread.join(10)
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
-    return host in LOOPBACK or host.startswith("127.")
 
 
 def listen(host: str, port: int) -> socket.socket:

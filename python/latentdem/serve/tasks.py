@@ -24,6 +24,9 @@ SHOWN = 640
 SLIDER = 1600
 """Longer side of those in the comparison; the downloads have them all."""
 
+MOST_VIEWS = 8
+"""Pictures of one object; all pairs of them are compared."""
+
 ARCHIVE = "latentdem.zip"
 
 
@@ -209,7 +212,6 @@ class ObjectsAnswer:
         sheet: picture of given and novel views.
         turntable: animation.
         mesh: file of the mesh; None if there is no surface.
-        facts: name and value, in words.
         warnings: of the reconstruction, one line each.
         files: for download, the archive of all of them last.
     """
@@ -218,7 +220,6 @@ class ObjectsAnswer:
     sheet: Path
     turntable: Path
     mesh: Path | None
-    facts: list[tuple[str, str]]
     warnings: list[str]
     files: list[Path]
 
@@ -274,19 +275,11 @@ def reconstruct(
             sheet=folder / "novel_views.png",
             turntable=folder / "turntable.webp",
             mesh=mesh if mesh.exists() else None,
-            facts=[
-                ("Pictures", str(len(request.views))),
-                ("Time", f"{result.report['seconds']:.0f} s"),
-            ],
             warnings=result.report["warnings"],
             files=[*files, zip_files(folder / ARCHIVE, files)],
         )
 
     return work
-
-
-MOST_VIEWS = 8
-"""Pictures of one object; all pairs of them are compared."""
 
 
 def _shrink(image: Tensor, side: int | None) -> Tensor:
