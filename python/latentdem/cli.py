@@ -424,7 +424,7 @@ def info() -> None:
 
 
 # Each registers its commands with ``app``, which must exist by then.
-from latentdem import cli_batch, cli_profile, cli_training  # noqa: E402, F401
+from latentdem import cli_batch, cli_profile, cli_serve, cli_training  # noqa: E402, F401
 
 
 def main() -> None:

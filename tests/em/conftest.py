@@ -1,0 +1,61 @@
+"""What several test files of this folder share."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The page of ``latentdem serve`` with stand-ins; must end quietly and leave nothing."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip('needs Gradio: pip install "latentdem[serve]"')
+    folder = tmp_path_factory.mktemp("serve")
+    script = Path(__file__).with_name("serve_stand_in.py")
+    tests = script.parent
+    paths = os.pathsep.join([str(tests), *(path for path in sys.path if path)])
+    environment = os.environ | {
+        "TMPDIR": str(folder),
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+    }
+    log, errors = folder / "steps.log", folder / "stderr"
+    with (
+        errors.open("w") as stream,
+        subprocess.Popen(
+            [sys.executable, str(script), str(log)],
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
+        line = process.stdout.readline()
+        assert line, errors.read_text()
+        told = json.loads(line)
+
+        def idle(seconds=20):
+            """Whether the stand-in stops counting."""
+            end = time.monotonic() + seconds
+            before = None
+            while time.monotonic() < end:
+                now = log.read_text()
+                if now == before:
+                    return True
+                before = now
+                time.sleep(0.3)
+            return False
+
+        yield SimpleNamespace(url=told["url"], root=Path(told["root"]), idle=idle)
+        process.terminate()
+        process.wait(30)
+    assert process.returncode == 0
+    assert not Path(told["root"]).exists()
+    assert "Traceback" not in errors.read_text(), errors.read_text()
