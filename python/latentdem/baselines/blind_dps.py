@@ -38,16 +38,30 @@ from latentdem.priors.latent import LatentPrior
 
 @dataclass(frozen=True)
 class BlindDPSSettings:
-    """Settings of :func:`run_blind_dps`."""
+    """Settings of :func:`run_blind_dps`.
 
-    steps: int = 250
+    Chosen on the photographs and kernels of :class:`~latentdem.baselines.fast_em.FastEMSettings`
+    (input 21.1 dB), 60 steps, no gluing: from the edges, a step of 0.1 gives 21.7 dB with a
+    ``denoising`` of 0.02 (MNC 0.75) or 0.1 (0.74), 0.05 gives 21.4 dB; from the box 0.05 gives
+    20.9 dB and 0.51.
+    """
+
+    steps: int = 100
+    """DDIM steps from pure noise (the paper takes 1000)."""
     step_size: float = 0.1
+    """s, along the image's gradient, per pixel."""
     gluing: float = 0.1
-    kernel_step: float = 1.0
+    """gamma, weight of the gluing term."""
+    kernel_step: float = 0.3
+    """Share of the exact line search that a step on the kernel goes."""
     kernel_steps: int = 1
-    denoising: float = 0.05
+    """Steps on the kernel at each level."""
+    denoising: float = 0.02
+    """Share of the kernel prior's answer in the new kernel."""
     first_kernel: str = "box"
+    """``box`` or ``edges``."""
     kernel_below: float = 1.0
+    """The kernel moves at noise levels t / T up to this one."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.kernel_steps < 1:
