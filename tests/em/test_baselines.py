@@ -198,7 +198,7 @@ def test_guidance_never_outruns_its_target():
             prior, model, noisy, clean, clean.detach(), 0, KERNEL[..., 3:6, 3:6],
             image_std=0.5, noise_std=0.1,
         )  # fmt: skip
-        lengths.append(float((found - clean).norm()))
+        lengths.append((found - clean).norm().item())
     assert lengths[0] == pytest.approx(0.5 * lengths[1], rel=1e-4)
     assert lengths[2] == pytest.approx(lengths[1], rel=1e-4)
 
