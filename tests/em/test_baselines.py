@@ -138,7 +138,7 @@ def test_blind_dps_gradients_are_those_of_the_stated_losses():
 def test_kernel_descent_finds_the_kernel_of_a_sharp_image(problem):
     model, _, sharp = problem
     image = model._pad(sharp)
-    settings = BlindDPSSettings(denoising=0.0)
+    settings = BlindDPSSettings(kernel_step=1.0, denoising=0.0)
     kernel, losses = model.initial_kernel(), []
     for _ in range(60):
         losses.append(kernel_gradient(model, image, kernel)[0])

@@ -41,22 +41,24 @@ class BlindDPSSettings:
     """Settings of :func:`run_blind_dps`.
 
     Chosen on the photographs and kernels of :class:`~latentdem.baselines.fast_em.FastEMSettings`
-    (input 21.1 dB), 60 steps, no gluing: from the edges, a step of 0.1 gives 21.7 dB with a
-    ``denoising`` of 0.02 (MNC 0.75) or 0.1 (0.74), 0.05 gives 21.4 dB; from the box 0.05 gives
-    20.9 dB and 0.51.
+    (input 21.1 dB), 60 steps, no gluing.  From the box: steps of 0.05 on the image, 0.1 on the kernel
+    and a ``denoising`` of 0.1 give 21.2 dB and an MNC of 0.51; 0.1 on the image 21.0 dB and 0.57;
+    0.05, 0.3 and 0.02 20.9 dB and 0.51.  From the edges, moving below 0.5: 0.1, 0.3 and 0.02 give
+    21.7 dB and 0.75, with a ``denoising`` of 0.1 21.7 dB and 0.74; 0.05, 0.3 and 0.02 21.4 dB, and
+    21.6 dB with the gluing.
     """
 
     steps: int = 100
     """DDIM steps from pure noise (the paper takes 1000)."""
-    step_size: float = 0.1
+    step_size: float = 0.05
     """s, along the image's gradient, per pixel."""
     gluing: float = 0.1
     """gamma, weight of the gluing term."""
-    kernel_step: float = 0.3
+    kernel_step: float = 0.1
     """Share of the exact line search that a step on the kernel goes."""
     kernel_steps: int = 1
     """Steps on the kernel at each level."""
-    denoising: float = 0.02
+    denoising: float = 0.1
     """Share of the kernel prior's answer in the new kernel."""
     first_kernel: str = "box"
     """``box`` or ``edges``."""

@@ -50,7 +50,11 @@ ROWS: dict[str, Row] = {
         FastEMSettings(first_kernel="edges", kernel_below=0.3, energy_weight=0.3, image_error=1.0)
     ),
     "blind-dps": Row(BlindDPSSettings()),
-    "blind-dps, edges": Row(BlindDPSSettings(first_kernel="edges", kernel_below=0.5)),
+    "blind-dps, edges": Row(
+        BlindDPSSettings(
+            first_kernel="edges", kernel_below=0.5, step_size=0.1, kernel_step=0.3, denoising=0.02
+        )
+    ),
     "wiener": Row(ClassicalSettings("wiener"), kernel_prior=False),
     "richardson-lucy": Row(ClassicalSettings("richardson-lucy"), kernel_prior=False),
     "l0": Row(ClassicalSettings(), kernel_prior=False),
