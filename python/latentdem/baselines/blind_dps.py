@@ -41,11 +41,11 @@ class BlindDPSSettings:
     """Settings of :func:`run_blind_dps`.
 
     Chosen on the photographs and kernels of :class:`~latentdem.baselines.fast_em.FastEMSettings`
-    (input 21.1 dB), 60 steps, no gluing.  From the box: steps of 0.05 on the image, 0.1 on the kernel
-    and a ``denoising`` of 0.1 give 21.2 dB and an MNC of 0.51; 0.1 on the image 21.0 dB and 0.57;
-    0.05, 0.3 and 0.02 20.9 dB and 0.51.  From the edges, moving below 0.5: 0.1, 0.3 and 0.02 give
-    21.7 dB and 0.75, with a ``denoising`` of 0.1 21.7 dB and 0.74; 0.05, 0.3 and 0.02 21.4 dB, and
-    21.6 dB with the gluing.
+    (input 21.1 dB), 60 steps, no gluing.  From the box: steps of 0.05 on the image, 0.1 on the
+    kernel and a ``denoising`` of 0.1 give 21.2 dB and an MNC of 0.51; 0.1 on the image 21.0 dB and
+    0.57; 0.05, 0.3 and 0.02 20.9 dB and 0.51.  From the edges, moving below 0.5: 0.1, 0.3 and 0.02
+    give 21.7 dB and 0.75, with a ``denoising`` of 0.1 21.7 dB and 0.74; 0.05, 0.3 and 0.02 21.4
+    dB, and 21.6 dB with the gluing.
     """
 
     steps: int = 100
