@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-priors evaluate-objects clean
+.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-baselines evaluate-priors evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -109,6 +109,13 @@ gpu-tables:  ## Take the figures of the last gpu-check into the documents
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_prox.json
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_paper.json --method paper --images 2 --kernels 1
+	$(BIN)/python python/benchmarks/tables.py
+
+# All eight photographs under one kernel take hours; a stopped run goes on.
+BASELINES_FLAGS ?= --kernels 1
+evaluate-baselines: build  ## Measure other methods beside ours on unseen photographs
+	$(BIN)/latentdem evaluate --suite baselines -o python/benchmarks/results/quality_baselines.json \
+	  --pictures out/baselines $(BASELINES_FLAGS)
 	$(BIN)/python python/benchmarks/tables.py
 
 evaluate-priors: build  ## Measure the priors of deblurring by themselves

@@ -247,6 +247,43 @@ def priors_table() -> str:
     return "\n".join(lines)
 
 
+def baselines_table() -> str:
+    """Other methods of deblurring beside ours, on the same pairs."""
+    document = _load("quality_baselines")
+    if document is None:
+        return "Not measured yet: `make evaluate-baselines`."
+    lines = [
+        "| method | pairs | PSNR | gain | to `prox`, 95 % | SSIM | VIF | MNC | kernel RMSE "
+        "| no blur | error ratio | networks | backward | s | MB |",
+        "|---" * 15 + "|",
+    ]
+    for name, row in document["summary"].items():
+        gap = ""
+        if row["difference"] is not None and name != "prox":
+            gap = (
+                f"{row['difference']:+.2f} ({row['difference_low']:+.2f} to "
+                f"{row['difference_high']:+.2f})"
+            )
+        cells = [
+            str(row["pairs"]),
+            _cell(row["psnr"], ".2f", " dB"),
+            _cell(row["gain"], "+.2f"),
+            gap,
+            _cell(row["ssim"], ".3f"),
+            _cell(row["vif"], ".3f"),
+            _cell(row["mnc"], ".3f"),
+            _cell(row["kernel_rmse"], ".4f"),
+            _cell(row["share_no_blur"], ".0%"),
+            _cell(row["error_ratio_median"], ".1f"),
+            _cell(row["network_evaluations"], ".0f"),
+            _cell(row["backward_passes"], ".0f"),
+            _cell(row["seconds_median"], ".1f"),
+            _cell(row["peak_mb"], ".0f"),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else format(value, form) + unit
 
@@ -264,6 +301,7 @@ DOCUMENTS = {
     },
     ROOT / "csrc" / "README.md": {"cuda": cuda_table},
     ROOT / "python" / "README.md": {
+        "quality_baselines": baselines_table,
         "quality_prior": priors_table,
         "quality_objects": objects_table,
     },

@@ -262,8 +262,9 @@ def evaluate(
         str,
         typer.Option(
             help="**deblur**: photographs. **synthetic**: the same over kernel sizes, noise and "
-            "boundaries. **misspecified**: size or noise told wrongly. **folder**: your own "
-            "pictures. **objects**: views without poses. **prior**: the packaged priors alone."
+            "boundaries. **misspecified**: size or noise told wrongly. **baselines**: other "
+            "methods beside ours. **folder**: your own pictures. **objects**: views without "
+            "poses. **prior**: the packaged priors alone."
         ),
     ] = "deblur",
     images: Annotated[int, typer.Option(help="Test photographs, at most 8.")] = 8,
@@ -302,7 +303,8 @@ def evaluate(
         list[int] | None, typer.Option(help="objects: 2, 3, or both (the default).")
     ] = None,
     rows: Annotated[
-        list[str] | None, typer.Option("--row", help="objects: a method; default: all.")
+        list[str] | None,
+        typer.Option("--row", help="baselines, objects: a method; default: all."),
     ] = None,
     prior: Annotated[
         Path | None,
@@ -321,6 +323,10 @@ def evaluate(
     **synthetic** and **misspecified** do so over 32 and 10 conditions, with SSIM, VIF, kernel
     errors, 95 % intervals and a page of pictures; --images and --kernels bound the hours.
 
+    **baselines** runs other methods on the pairs of **deblur**: DPS with EM, the published method,
+    Fast EM, BlindDPS, kernels from edges with three deconvolutions, and ceilings; with intervals of
+    each difference to prox. All rows take minutes a pair.
+
     **folder** deblurs your own pictures and writes a page (HTML) beside the JSON, worst first. For
     those with FOLDER/truth/NAME.png or FOLDER/kernels/NAME.npy (or .png) it tells PSNR and MNC.
 
@@ -331,6 +337,8 @@ def evaluate(
     **prior** measures the autoencoder's round trip, denoising beside BM3D, whether sharp pictures
     are told from blurred ones, and what the kernel prior adds to one M-step and to the first
     kernel; with --pictures it draws samples.
+
+    `latentdem evaluate --suite baselines -o methods.json --row prox --row l0 --kernels 1`
 
     `latentdem evaluate --suite folder --data photographs -o out/photographs.json`
 
@@ -381,6 +389,20 @@ def evaluate(
                 pictures=pictures,
                 console=console,
             )
+        elif suite == "baselines":
+            from latentdem.evaluate_baselines import run_baselines
+
+            run_baselines(
+                output,
+                images=images,
+                kernels=kernels,
+                seeds=1 if seeds is None else seeds,
+                kernel_size=25 if kernel_size is None else kernel_size,
+                noise_std=0.01 if noise_std is None else noise_std,
+                names=rows,
+                pictures=pictures,
+                console=console,
+            )
         elif suite == "folder":
             from latentdem.evaluate_folder import run_folder_suite
 
@@ -402,8 +424,8 @@ def evaluate(
             run_prior_suite(output, images=images, prior=prior, pictures=pictures, console=console)
         else:
             raise ValueError(
-                "suite must be deblur, synthetic, misspecified, folder, objects or prior, "
-                f"found '{suite}'"
+                "suite must be deblur, synthetic, misspecified, baselines, folder, objects or "
+                f"prior, found '{suite}'"
             )
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise _fail(str(error)) from None

@@ -27,7 +27,13 @@ from latentdem.operators.mesh import EmptyFieldError, chamfer_distance, extract_
 from latentdem.operators.pose import relative_rotation, rotation_error, wrap_degrees
 from latentdem.pictures import sheet
 from latentdem.priors.objects import PACKAGED_OBJECTS, CameraModel
-from latentdem.results import machine, store_results, stored_results
+from latentdem.results import (
+    machine,
+    peak_memory,
+    reset_peak_memory,
+    store_results,
+    stored_results,
+)
 from latentdem.training.object_views import on_white, read_shards
 
 UNSEEN = 8
@@ -117,24 +123,6 @@ def seen_from(estimate: Tensor, truth: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack((elevation.clamp(-89, 89), wrap_degrees(azimuth), radius), -1)
 
 
-def _reset_peak_memory() -> None:
-    """Let the kernel count this process's peak anew (Linux; elsewhere the peak only grows)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak_memory() -> float | None:
-    """Largest resident size in MB since the reset."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line for line in lines if line.startswith("VmHWM")]
-    return round(int(found[0].split()[1]) / 1024, 1) if found else None
-
-
 @torch.no_grad()
 def measure(case: Case, outcome: Outcome, fov: float) -> tuple[dict[str, Any], Tensor]:
     """Figures of merit of an outcome, and its field's views ``[M,3,s,s]`` at the unseen poses."""
@@ -170,13 +158,13 @@ def measure(case: Case, outcome: Outcome, fov: float) -> tuple[dict[str, Any], T
 
 
 def _run(case: Case, method: Method, fov: float) -> tuple[dict[str, Any], Tensor | None]:
-    _reset_peak_memory()
+    reset_peak_memory()
     started = time.perf_counter()
     try:
         outcome = method(case)
     except ValueError as error:
         return {"failed": str(error)}, None
-    seconds, memory = time.perf_counter() - started, _peak_memory()
+    seconds, memory = time.perf_counter() - started, peak_memory()
     seconds += outcome.shared_seconds
     figures, views = measure(case, outcome, fov)
     return figures | {"seconds": round(seconds, 2), "peak_mb": memory}, views

@@ -35,3 +35,21 @@ def store_results(output: Path, document: dict[str, Any]) -> None:
 def machine() -> str:
     """What figures of time were measured on."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def reset_peak_memory() -> None:
+    """Let the kernel count this process's peak anew (Linux; elsewhere the peak only grows)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory() -> float | None:
+    """Largest resident size in MB since the reset."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line for line in lines if line.startswith("VmHWM")]
+    return round(int(found[0].split()[1]) / 1024, 1) if found else None

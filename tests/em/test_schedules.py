@@ -3,7 +3,7 @@ import pytest
 from latentdem.em.schedules import ANNEALINGS, annealing, descending, takes_gradient
 
 
-@pytest.mark.parametrize("name", [n for n in ANNEALINGS if n != "adaptive"])
+@pytest.mark.parametrize("name", [n for n in ANNEALINGS if n not in ("adaptive", "constant")])
 def test_annealing_rises_as_the_noise_falls(name):
     values = [annealing(name, level / 50) for level in range(50, -1, -1)]
     assert values == sorted(values)
@@ -19,6 +19,10 @@ def test_published_schedule():
 
 def test_adaptive_follows_the_residual():
     assert annealing("adaptive", 0.5, 10.0) < annealing("adaptive", 0.5, 2.0)
+
+
+def test_constant_is_no_annealing():
+    assert {annealing("constant", level / 10, 5.0) for level in range(11)} == {1.0}
 
 
 def test_unknown_annealing():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-ANNEALINGS = ("paper", "linear", "exponential", "cosine", "adaptive")
+ANNEALINGS = ("paper", "linear", "exponential", "cosine", "adaptive", "constant")
 
 
 def annealing(name: str, level: float, residual: float = 1.0) -> float:
@@ -17,7 +17,8 @@ def annealing(name: str, level: float, residual: float = 1.0) -> float:
     Args:
         name: ``paper``: 0.1 at level 1 rising linearly to 1 at level 0.6, then constant
             (the paper's 1 / zeta_t); ``linear``: 0.1 to 0.8; ``exponential``: 0.1 to 1,
-            geometric; ``cosine``: 0.1 to 1, half a cosine; ``adaptive``: 2 / residual.
+            geometric; ``cosine``: 0.1 to 1, half a cosine; ``adaptive``: 2 / residual;
+            ``constant``: 1, no annealing.
         level: noise level t / T, from 1 (pure noise) to 0.
         residual: root mean square residual over the noise's standard deviation, at least 1;
             read by ``adaptive`` only.
@@ -36,6 +37,8 @@ def annealing(name: str, level: float, residual: float = 1.0) -> float:
         return 0.1 + 0.9 * 0.5 * (1 - math.cos(math.pi * progress))
     if name == "adaptive":
         return 2.0 / max(residual, 1.0)
+    if name == "constant":
+        return 1.0
     raise ValueError(f"annealing must be one of {', '.join(ANNEALINGS)}, found '{name}'")
 
 

@@ -1,0 +1,208 @@
+"""Non-blind deconvolution with a hyper-Laplacian prior, nothing being known beyond the border.
+
+``argmin_x 1/2 ||M (k * x - y)||^2 + w sum_c sum_d |D_d x_c|^a``, D the two forward differences, M
+the mask of the observed pixels, a = 2/3.  Source: Krishnan and Fergus, "Fast Image Deconvolution
+using Hyper-Laplacian Priors", NIPS 2009: half-quadratic splitting of the gradients with a weight
+beta that grows by 2 sqrt(2) from 1 to 256, one w- and one x-step at each (their algorithm 1; their
+lambda is our 1 / w).
+
+Where this differs: their border is periodic and tapered, so that their x-step is one division in
+Fourier space; here the mask makes it a linear system, which a few conjugate gradient steps with
+that division as preconditioner solve.  Their w-step takes a table or the roots of a polynomial,
+ours Newton's method, for any a in (0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import latentdem_ext as ext
+from latentdem.operators.blur import BlurModel
+from latentdem.operators.edges import transfer_function
+
+
+@dataclass(frozen=True)
+class HyperLaplacianSettings:
+    """Settings of :func:`hyper_laplacian`.
+
+    Chosen on four validation photographs (building, butterfly, squirrel and scene text of
+    opencv-doc), 192 x 192 pixels, two 25-pixel kernels each, noise 0.01, input 17.9 dB.  Weights
+    of 2e-5 to 4e-3 were tried: with the true kernel 5e-4 is best (27.0 dB; 2e-4 and 1e-3 lose 1.3
+    and 0.7 dB), with that of ``l0`` 2e-3 to 4e-3 (21.6 to 21.7 dB; 5e-4 loses 0.9 dB), with the
+    kernel prior's 2e-3 (21.6 dB).  At 5e-4, exponents of 0.5 and 0.8, twice the alternations, more
+    solver steps and a larger last beta move these by less than 0.4 dB, and total variation (an
+    exponent of 1) costs 0.5 to 0.9 dB; at 3e-3 with estimated kernels all that is within 0.2 dB.
+    """
+
+    weight: float = 3e-3
+    """w, for images in [0, 1]; Krishnan and Fergus's lambda of 2000 is 1 / 2000."""
+    exponent: float = 2 / 3
+    """a, in (0, 1]; one is total variation."""
+    beta_first: float = 1.0
+    beta_last: float = 256.0
+    beta_factor: float = 2 * 2**0.5
+    """beta, in units in which w is one: the schedule of Krishnan and Fergus."""
+    alternations: int = 1
+    """w- and x-steps at each beta."""
+    solver_steps: int = 8
+    """Conjugate gradient steps of an x-step."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight must be positive, found {self.weight}")
+        if not 0 < self.exponent <= 1:
+            raise ValueError(f"exponent must lie in (0, 1], found {self.exponent}")
+
+
+Progress = Callable[[float, float], None]
+"""Called after each alternation with beta and the split objective at that beta."""
+
+
+def hyper_laplacian(
+    model: BlurModel,
+    kernel: Tensor,
+    settings: HyperLaplacianSettings,
+    *,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The deconvolved image on the canvas, ``[1,C,H_c,W_c]``.
+
+    Args:
+        model: the observation, its canvas and mask.
+        kernel: ``[1,1,k,k]``, non-negative, summing to one.
+        settings: weights and iterations.
+        progress: see :data:`Progress`; the values fall as long as beta stays.
+
+    >>> import torch
+    >>> model = BlurModel(torch.rand(1, 3, 32, 32), kernel_size=5, noise_std=0.01)
+    >>> kernel = torch.full((1, 1, 5, 5), 1 / 25)
+    >>> image = hyper_laplacian(model, kernel, HyperLaplacianSettings())
+    >>> model.crop(image).shape
+    torch.Size([1, 3, 32, 32])
+    """
+    x = model.padded.clone()
+    power = transfer_function(kernel, model.canvas).abs().square()
+    laplacian = _laplacian(model)
+    right = _adjoint(model, model.mask * model.padded, kernel)
+    beta = settings.beta_first
+    while beta <= settings.beta_last * (1 + 1e-9):
+        coupling = settings.weight * beta
+        for _ in range(settings.alternations):
+            w = [_shrink(d, beta, settings.exponent) for d in _gradient(x)]
+
+            def system(v: Tensor, coupling: float = coupling) -> Tensor:
+                blurred = model.mask * model.simulate(v, kernel)
+                return _adjoint(model, blurred, kernel) + coupling * _divergence(_gradient(v))
+
+            denominator = power + coupling * laplacian
+
+            def precondition(v: Tensor, denominator: Tensor = denominator) -> Tensor:
+                return torch.fft.irfft2(torch.fft.rfft2(v) / denominator, s=model.canvas)
+
+            target = right + coupling * _divergence(w)
+            x = _conjugate_gradients(system, precondition, target, x, settings.solver_steps)
+            if progress is not None:
+                progress(beta, _split_objective(model, kernel, x, w, beta, settings))
+        beta *= settings.beta_factor
+    return x
+
+
+def objective(
+    model: BlurModel, kernel: Tensor, image: Tensor, settings: HyperLaplacianSettings
+) -> float:
+    """What is minimised, of ``image [1,C,H_c,W_c]``; without splitting."""
+    prior = sum(float(d.abs().pow(settings.exponent).sum()) for d in _gradient(image))
+    return _data(model, kernel, image) + settings.weight * prior
+
+
+def _split_objective(
+    model: BlurModel,
+    kernel: Tensor,
+    image: Tensor,
+    w: list[Tensor],
+    beta: float,
+    settings: HyperLaplacianSettings,
+) -> float:
+    prior = sum(float(d.abs().pow(settings.exponent).sum()) for d in w)
+    gap = sum(float((d - g).square().sum()) for d, g in zip(w, _gradient(image), strict=True))
+    return _data(model, kernel, image) + settings.weight * (prior + 0.5 * beta * gap)
+
+
+def _data(model: BlurModel, kernel: Tensor, image: Tensor) -> float:
+    return 0.5 * model.residual_variance(image, kernel) * model.observation.numel()
+
+
+def _adjoint(model: BlurModel, image: Tensor, kernel: Tensor) -> Tensor:
+    return ext.blur_conv2d_adjoint(image, kernel, boundary="circular")
+
+
+def _gradient(x: Tensor) -> list[Tensor]:
+    """Forward differences down and to the right, periodic on the canvas."""
+    return [x.roll(-1, -2) - x, x.roll(-1, -1) - x]
+
+
+def _divergence(differences: list[Tensor]) -> Tensor:
+    """The adjoint of :func:`_gradient`."""
+    down, right = differences
+    return down.roll(1, -2) - down + right.roll(1, -1) - right
+
+
+def _laplacian(model: BlurModel) -> Tensor:
+    """``|D|^2`` on the half spectrum of the canvas, ``[H_c,W_c//2+1]``."""
+    height, width = model.canvas
+    kind = {"dtype": model.padded.dtype, "device": model.padded.device}
+    rows = torch.fft.fftfreq(height, **kind)[:, None]
+    columns = torch.fft.rfftfreq(width, **kind)[None, :]
+    return 4 - 2 * torch.cos(2 * torch.pi * rows) - 2 * torch.cos(2 * torch.pi * columns)
+
+
+def _shrink(v: Tensor, beta: float, exponent: float) -> Tensor:
+    """``argmin_w |w|^a + beta / 2 (w - v)^2``, elementwise.
+
+    The minimum is zero or the larger root of ``a w^(a - 1) + beta (w - |v|) = 0``; Newton's method
+    comes down to that root from |v|, where there is one.
+    """
+    size = v.abs()
+    if exponent == 1:
+        return v.sign() * (size - 1 / beta).clamp_min(0)
+    a = exponent
+    # Below this value the derivative falls: no root to be found there.
+    lowest = (a * (1 - a) / beta) ** (1 / (2 - a))
+    w = size.clamp_min(lowest)
+    for _ in range(6):
+        slope = beta - a * (1 - a) * w.pow(a - 2)
+        w = w - (a * w.pow(a - 1) + beta * (w - size)) / slope.clamp_min(1e-3 * beta)
+        w = w.clamp_min(lowest).minimum(size.clamp_min(lowest))
+    better = w.pow(a) + 0.5 * beta * (w - size).square() < 0.5 * beta * size.square()
+    return torch.where(better, v.sign() * w, torch.zeros_like(v))
+
+
+def _conjugate_gradients(
+    system: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    target: Tensor,
+    start: Tensor,
+    steps: int,
+) -> Tensor:
+    """Preconditioned conjugate gradients for one positive definite system, from ``start``."""
+    x = start
+    residual = target - system(x)
+    scaled = precondition(residual)
+    direction = scaled
+    energy = (residual * scaled).sum()
+    for _ in range(steps):
+        if float(energy) <= 0:
+            break
+        image = system(direction)
+        step = energy / (direction * image).sum()
+        x = x + step * direction
+        residual = residual - step * image
+        scaled = precondition(residual)
+        fresh = (residual * scaled).sum()
+        direction = scaled + fresh / energy * direction
+        energy = fresh
+    return x
