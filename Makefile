@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-baselines evaluate-priors evaluate-objects clean
+.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-baselines evaluate-operators evaluate-priors evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -116,6 +116,11 @@ BASELINES_FLAGS ?= --kernels 1
 evaluate-baselines: build  ## Measure other methods beside ours on unseen photographs
 	$(BIN)/latentdem evaluate --suite baselines -o python/benchmarks/results/quality_baselines.json \
 	  --pictures out/baselines $(BASELINES_FLAGS)
+	$(BIN)/python python/benchmarks/tables.py
+
+evaluate-operators: build  ## Measure every forward model of deblur on unseen photographs
+	$(BIN)/latentdem evaluate --suite operators -o python/benchmarks/results/quality_operators.json \
+	  --images 4 --pictures out/operators
 	$(BIN)/python python/benchmarks/tables.py
 
 evaluate-priors: build  ## Measure the priors of deblurring by themselves

@@ -284,6 +284,29 @@ def baselines_table() -> str:
     return "\n".join(lines)
 
 
+def operators_table() -> str:
+    """Every forward model of ``deblur``."""
+    document = _load("quality_operators")
+    if document is None:
+        return "Not measured yet: `make evaluate-operators`."
+    lines = [
+        "| | photographs | input | its model | any kernel | true parameters | MNC | s |",
+        "|---" * 8 + "|",
+    ]
+    for name, row in document["summary"].items():
+        cells = [
+            str(row["photographs"]),
+            _cell(row["psnr_input"], ".2f", " dB"),
+            _cell(row["psnr_blind"], ".2f", " dB"),
+            _cell(row["psnr_free"], ".2f", " dB"),
+            _cell(row["psnr_true_kernel"], ".2f", " dB"),
+            _cell(row["mnc"], ".3f"),
+            _cell(row["seconds_median"], ".1f"),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else format(value, form) + unit
 
@@ -301,6 +324,7 @@ DOCUMENTS = {
     },
     ROOT / "csrc" / "README.md": {"cuda": cuda_table},
     ROOT / "python" / "README.md": {
+        "quality_operators": operators_table,
         "quality_baselines": baselines_table,
         "quality_prior": priors_table,
         "quality_objects": objects_table,
