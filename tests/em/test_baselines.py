@@ -33,12 +33,12 @@ from latentdem.baselines.blind_dps import (
 )
 from latentdem.baselines.common import first_kernel
 from latentdem.baselines.fast_em import denoised_kernel, guided_prediction
-from latentdem.baselines.hyper_laplacian import _shrink, objective
 from latentdem.cli import app
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.evaluate_baselines import run_baselines, summarize
 from latentdem.metrics import maximum_normalized_correlation, psnr
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.hyper_laplacian import _shrink, objective
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors.kernel import load_kernel_prior
 

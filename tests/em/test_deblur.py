@@ -180,3 +180,22 @@ def test_help_teaches():
     assert "Examples" in text
     assert "--kernel-size" in text
     assert invoke("info").exit_code == 0
+
+
+def test_result_is_the_mean_of_two_priors(blurred):
+    def restore(share, weight=5e-4):
+        settings = latentdem.ProxSettings(steps=2, sparse_share=share, sparse_weight=weight)
+        options = {"kernel": random_motion_kernel(9, seed=2), "noise_std": 0.01}
+        return latentdem.deblur(blurred, settings=settings, **options).image
+
+    diffusion, mean, sparse = (restore(share) for share in (0.0, 0.5, 1.0))
+    inside = torch.ones_like(mean, dtype=torch.bool)
+    for image in (diffusion, sparse):  # where neither was clipped
+        inside &= (image > 0) & (image < 1)
+    assert torch.allclose(mean[inside], ((diffusion + sparse) / 2)[inside], atol=1e-5)
+    # More weight, fewer edges.
+    edges = [float(image.diff(dim=-1).abs().sum()) for image in (sparse, restore(1.0, 5e-2))]
+    assert edges[1] < 0.8 * edges[0]
+    truth = scene(72)[..., 4:-4, 4:-4]
+    errors = [float((image - truth).square().mean()) for image in (diffusion, mean)]
+    assert errors[1] < errors[0]

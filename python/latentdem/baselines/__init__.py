@@ -3,8 +3,8 @@
 from latentdem.baselines.blind_dps import BlindDPSSettings, run_blind_dps
 from latentdem.baselines.classical import ClassicalSettings, run_classical
 from latentdem.baselines.fast_em import FastEMSettings, run_fast_em
-from latentdem.baselines.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
 from latentdem.baselines.rows import ROWS, Row, choose_rows, restore
+from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
 
 __all__ = [
     "ROWS",

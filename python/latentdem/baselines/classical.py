@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import latentdem_ext as ext
-from latentdem.baselines.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
 from latentdem.em.steps import EMState
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
 from latentdem.operators.initialization import estimate_kernel
 
 DECONVOLUTIONS = ("hyper-laplacian", "wiener", "richardson-lucy")
@@ -27,7 +27,7 @@ class ClassicalSettings:
     """Settings of :func:`run_classical`.
 
     Chosen with the kernel of ``l0`` on the photographs and kernels of
-    :class:`~latentdem.baselines.hyper_laplacian.HyperLaplacianSettings` (input 17.9 dB).  Wiener:
+    :class:`~latentdem.operators.hyper_laplacian.HyperLaplacianSettings` (input 17.9 dB).  Wiener:
     ratios of 0.003 to 0.3 with floors of 1e-4 and 1e-3, 1 to 30 passes: 19.0 to 20.9
     dB.  Richardson and Lucy: 10 to 80 iterations, total variation 0 to 0.03: 20.2 to 21.5 dB.
     """

@@ -11,10 +11,10 @@ from torch import Tensor
 from latentdem.baselines.blind_dps import BlindDPSSettings, run_blind_dps
 from latentdem.baselines.classical import ClassicalSettings, run_classical
 from latentdem.baselines.fast_em import FastEMSettings, run_fast_em
-from latentdem.baselines.hyper_laplacian import HyperLaplacianSettings
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, run_paper, run_prox
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.hyper_laplacian import HyperLaplacianSettings
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
 from latentdem.priors.latent import LatentPrior, load_prior
 

@@ -29,10 +29,19 @@ class ProxSettings:
     """Passes that fill in the unobserved margin of the canvas."""
     total_variation: float = 0.012
     """Weight of the total variation that the last image is smoothed with; 0: as it is."""
+    sparse_share: float = 0.5
+    """Share, in the result, of a deconvolution with the same kernel under sparse gradients: two
+    priors err differently.  On eight validation photographs the mean is 0.3 dB better than the
+    diffusion model's estimate, blindly and with the true kernel; shares of 0.35 and 0.5 alike."""
+    sparse_weight: float = 5e-4
+    """Weight of that prior at a noise of 0.01; it goes with the noise's square, of 0.005 at least.
+    2.5e-4 and 1e-3 lose 0.1 and 0 dB blindly, 0.2 and 0.4 dB with the true kernel."""
     m_step: EdgeStepSettings = field(default_factory=EdgeStepSettings)
 
     def __post_init__(self) -> None:
         _check(self.steps > 0, "steps must be positive", self.steps)
+        _check(0 <= self.sparse_share <= 1, "sparse_share must lie in [0, 1]", self.sparse_share)
+        _check(self.sparse_weight > 0, "sparse_weight must be positive", self.sparse_weight)
         _check(self.chains > 0, "chains must be positive", self.chains)
         _check(0 < self.start < 1, "start must lie between 0 and 1", self.start)
         _check(self.total_variation >= 0, "total_variation must be >= 0", self.total_variation)

@@ -21,6 +21,9 @@ from latentdem.priors.latent import LatentPrior
 
 StepCallback = Callable[["StepReport"], None]
 
+LEAST_NOISE = 0.005
+"""Of the sparse deconvolution: below it the kernel's error is the larger one."""
+
 PHASE = "latentdem."
 """Before the names of the phases in a profile."""
 
@@ -123,7 +126,8 @@ def run_prox(
     3. M-step: parameters from the chains' mean of x*; of a blur from its salient edges
     4. z* = z_0 + E(x*) - E(x_hat), and
        z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
-    5. after the last level: total variation takes what the inverse of the blur amplified
+    5. after the last level: total variation takes what the inverse of the blur amplified, and the
+       mean with a deconvolution under sparse gradients is the result
     """
     blind = kernel is None
     state = EMState(model.padded, torch.empty(0))
@@ -166,10 +170,22 @@ def run_prox(
             fresh = settings.fresh_noise
             noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
             z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
-    if settings.total_variation > 0:
-        with state.phase("finish"):
-            state.image = smooth_total_variation(state.image, settings.total_variation)
+    with state.phase("finish"):
+        state.image = _finish(model, state, settings)
     return state
+
+
+def _finish(model: ForwardModel, state: EMState, settings: ProxSettings) -> Tensor:
+    """The last image without what the inverse amplified, averaged with that of another prior."""
+    image = state.image
+    if settings.total_variation > 0:
+        image = smooth_total_variation(image, settings.total_variation)
+    if settings.sparse_share > 0:
+        weight = settings.sparse_weight * (max(model.noise_std, LEAST_NOISE) / 0.01) ** 2
+        sparse = model.sparse_estimate(state.kernel, weight)
+        if sparse is not None:
+            image = torch.lerp(image, sparse, settings.sparse_share)
+    return image
 
 
 def run_paper(

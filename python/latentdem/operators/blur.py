@@ -232,6 +232,13 @@ class BlurModel(ForwardModel):
             passes=1 if known else imputations,
         )
 
+    def sparse_estimate(self, parameters: Tensor, weight: float) -> Tensor | None:
+        """Deconvolution under a hyper-Laplacian prior of the gradients."""
+        # It takes models of this class.
+        from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
+
+        return hyper_laplacian(self, parameters, HyperLaplacianSettings(weight=weight))
+
     # M-step -----------------------------------------------------------------------------
 
     def start_parameters(self) -> Tensor:

@@ -91,6 +91,10 @@ class ForwardModel(ABC):
         """
         return self.solve(estimate, parameters, ratio=ratio, start=estimate, steps=5 * imputations)
 
+    def sparse_estimate(self, parameters: Tensor, weight: float) -> Tensor | None:
+        """``[1,C,H_c,W_c]`` by another prior, sparse gradients; None of models that have none."""
+        return None
+
     def solve(
         self, estimate: Tensor, parameters: Tensor, *, ratio: float, start: Tensor, steps: int
     ) -> Tensor:

@@ -86,7 +86,7 @@ def answers_of_one_blur(
     )
     if rng.random() < SHARE_TO_EM:
         model = BlurModel(observed, kernel_size=size, noise_std=sigma, kernel_prior=recorder)
-        settings = ProxSettings(chains=1, steps=6, total_variation=0.0)
+        settings = ProxSettings(chains=1, steps=6, total_variation=0.0, sparse_share=0.0)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         run_prox(prior, model, settings, generator, first_kernel=first)
     pairs = []
