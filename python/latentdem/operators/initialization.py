@@ -25,8 +25,8 @@ DENOISER_SHARE = 0.5
 FRAME_MASS = 0.05
 """A kernel with more than this share of its mass at its frame's border wants a larger one.
 
-On validation photographs kernels that fit have up to 0.049, larger ones 0.053 to 0.18.  Faint specks
-far out grow with the frame, so that one twice too large is worse than one that is a little tight.
+On validation photographs kernels that fit have up to 0.049, larger ones 0.053 to 0.18.  Faint
+specks far out grow with the frame, so that one twice too large is worse than a tight one.
 """
 SMALLEST_DENOISED = 9
 """Kernels below this size have too few pixels to have a shape."""
