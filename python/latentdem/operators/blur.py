@@ -45,8 +45,8 @@ def _canvas_side(side: int, multiple: int = 1) -> int:
 CLIPPED_SHARE = 0.2
 """Where more of a picture is white it is white paper, and no light that was too bright.
 
-On six validation photographs, overexposed before they were blurred, masking gained 0 to 0.7 dB where
-up to 0.11 was white, and lost 1 and 6 dB where half of it was.
+On six validation photographs, overexposed before they were blurred, masking gained 0 to 0.7 dB
+where up to 0.11 was white, and lost 1 and 6 dB where half of it was.
 """
 
 
