@@ -245,6 +245,8 @@ def deblur(
                 failed += 1
                 continue
             bar.update(task, description=f"{path.name}: done")
+            for warning in result.report["warnings"][0]:
+                console.print(f"{path}: {warning}", style="yellow", soft_wrap=True)
             console.print(
                 f"{path}: {time.perf_counter() - started:.1f} s -> {folder}/restored.png, "
                 f"kernel.png, comparison.png" + (f", {TRACE}" if trace else ""),

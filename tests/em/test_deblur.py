@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import latentdem
 import latentdem_ext as ext
 from latentdem.cli import app
+from latentdem.em.driver import kernel_warnings
 from latentdem.io import open_image, to_pil
 from latentdem.operators.motion import random_motion_kernel
 
@@ -199,3 +200,18 @@ def test_result_is_the_mean_of_two_priors(blurred):
     truth = scene(72)[..., 4:-4, 4:-4]
     errors = [float((image - truth).square().mean()) for image in (diffusion, mean)]
     assert errors[1] < errors[0]
+
+
+def test_a_dot_and_a_kernel_at_its_frame_are_said(photo, tmp_path):
+    dot = torch.zeros(1, 1, 9, 9)
+    dot[..., 4, 4] = 1
+    stroke = torch.full((1, 1, 9, 9), 1 / 81)
+    assert ["dot" in line for line in kernel_warnings(dot)] == [True]
+    assert ["frame" in line for line in kernel_warnings(stroke)] == [True]
+    assert kernel_warnings(random_motion_kernel(15, seed=4)) == []
+    sharp = tmp_path / "sharp.png"
+    to_pil(scene(72)[0]).save(sharp)
+    done = invoke("deblur", sharp, "-o", tmp_path / "o", "--kernel-size", 9, "--steps", 1)
+    assert "may be sharp already" in done.output.replace("\n", " ")
+    report = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert any("sharp" in line for line in report["warnings"][0])

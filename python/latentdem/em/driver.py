@@ -26,10 +26,13 @@ from latentdem.em.steps import EMState, StepReport, run_paper, run_prox
 from latentdem.em.tiles import WINDOW, informative_window, request_key, solve_in_tiles
 from latentdem.io import ImageLike, InputError, to_batch
 from latentdem.operators.blur import BOUNDARIES
-from latentdem.operators.initialization import find_kernel
+from latentdem.operators.initialization import find_kernel, touches_frame
 from latentdem.operators.super_resolution import upsample
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
 from latentdem.priors.latent import LatentPrior, load_prior, weights_digest
+
+DOT = 0.2
+"""A kernel whose largest value is above this blurs over few pixels, if at all."""
 
 METHODS = ("prox", "paper")
 Progress = Callable[[int, int, StepReport], None]
@@ -289,6 +292,7 @@ def deblur(
             "network_evaluations": sum(state.evaluations for state in states),
             "backward_passes": sum(state.backward_passes for state in states),
             "residual_std": [state.history[-1]["residual_std"] for state in states],
+            "warnings": [[] if kernel is not None else kernel_warnings(s.kernel) for s in states],
             "versions": versions(),
         },
     )
@@ -310,6 +314,19 @@ def check_device(name: torch.device | str) -> torch.device:
             "beside a CUDA torch and its nvcc with LATENTDEM_CUDA=on"
         )
     return device
+
+
+def kernel_warnings(kernel: Tensor) -> list[str]:
+    """What a found kernel ``[1,P,k,k]`` says against itself; one line each."""
+    warnings = []
+    if float(kernel.amax((-2, -1)).mean()) > DOT:
+        warnings.append(
+            "the kernel is little more than a dot: the photograph may be sharp already, and the "
+            "result worse than it"
+        )
+    if touches_frame(kernel.mean(1, keepdim=True)):
+        warnings.append("the kernel touches its frame: a larger kernel_size may be needed")
+    return warnings
 
 
 def _stack_kernels(kernels: list[Tensor]) -> Tensor:
