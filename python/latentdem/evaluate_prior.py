@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,8 @@ def measure_m_step(
                 edges = l0_deconvolution(grey, None, weight=settings.edge_weight)
                 start = model.initial_kernel()
                 fit = model.fit_edges(edges, start, weight=settings.kernel_weight)
+                # No other kernel was there before: the image is the true one.
+                fit = replace(fit, before=fit.kernel)
                 answers = {
                     ("kernel prior", 0.0): model.answer(fit, 1.0),
                     ("none", 0.0): fit.kernel,

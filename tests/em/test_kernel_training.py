@@ -158,7 +158,12 @@ def test_training_learns_and_goes_on(small, tmp_path, monkeypatch):
     )  # fmt: skip
     assert asked == ["train", "validation"]
     assert not (tmp_path / "runs" / "kernel.safetensors").exists()  # the first stage was left out
-    assert mean_cosine(load_kernel_prior(output), {9: made_up()})[1] > before + 0.02
+    found = load_kernel_prior(output)
+    assert mean_cosine(found, {9: made_up()})[1] > before + 0.02
+    # Halfway between where it began and where training ended.
+    ended = load_file(tmp_path / "runs" / "kernel_refined.safetensors")["ema.tail.bias"]
+    halfway = (start.tail.bias.detach() + ended) / 2
+    assert torch.allclose(found.tail.bias, halfway, atol=1e-3)
 
 
 def test_cache_of_pictures_is_whole_or_not_there(tmp_path, monkeypatch):

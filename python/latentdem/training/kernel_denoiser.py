@@ -96,7 +96,7 @@ def train_kernel_prior(
     model = KernelDenoiserNet()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    plan = TrainingPlan(minutes=minutes, learning_rate=2e-3)
+    plan = TrainingPlan(minutes=minutes, learning_rate=2e-3 if start is None else 1e-3)
     return train(
         "kernel prior",
         model,
