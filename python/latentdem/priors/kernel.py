@@ -77,7 +77,7 @@ class Residual(nn.Module):
 
 
 class KernelDenoiserNet(nn.Module):
-    """Eight residual dilated blocks, and four on a quarter of the size, 0.45 M parameters.
+    """Eight residual dilated blocks, and four on a quarter of the size, 0.41 M parameters.
 
     With ``evidence`` (:func:`kernel_evidence`) it answers an M-step; with a kernel alone it is a
     plug-and-play denoiser.  Output ``[B,1,k,k]``, any k, non-negative, summing to one, in the
