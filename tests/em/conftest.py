@@ -10,6 +10,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+
+from latentdem.io import to_pil
+from latentdem.serve.jobs import Worker
+
+
+@pytest.fixture
+def worker():
+    made = Worker(waiting=1)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    to_pil(torch.rand(3, 48, 40)).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

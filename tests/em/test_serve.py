@@ -10,31 +10,16 @@ import sys
 import time
 
 import pytest
-import torch
 from serve_stand_in import counting, last
 from typer.testing import CliRunner
 
 from latentdem.cli import app
-from latentdem.io import InputError, to_pil
+from latentdem.io import InputError
 from latentdem.serve import html
 from latentdem.serve.files import Store, check_picture, open_picture
 from latentdem.serve.gate import HEADERS, LARGEST_MESSAGE, Gate, is_local
-from latentdem.serve.jobs import Limits, Snapshot, Worker
+from latentdem.serve.jobs import Limits, Snapshot
 from latentdem.serve.server import listen
-
-
-@pytest.fixture
-def worker():
-    made = Worker(waiting=1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / "photo.png"
-    to_pil(torch.rand(3, 48, 40)).save(path)
-    return path
 
 
 @pytest.fixture

@@ -18,21 +18,6 @@ from latentdem.io import InputError, to_pil
 from latentdem.serve import html, tasks
 from latentdem.serve.jobs import Limits, Snapshot, Worker
 
-
-@pytest.fixture
-def worker():
-    made = Worker(waiting=1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / "photo.png"
-    to_pil(torch.rand(3, 48, 40)).save(path)
-    return path
-
-
 # Jobs ---------------------------------------------------------------------------------------
 
 

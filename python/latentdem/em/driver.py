@@ -174,7 +174,7 @@ def deblur(
                 progress(index, len(batch), report)
 
         whole = colour.expand(-1, 3, -1, -1).to(place).contiguous()
-        size, first, searched = kernel_size, None, time.perf_counter()
+        size, first, searching = kernel_size, None, time.perf_counter()
         if automatic:
             top, left, tall, wide = (0, 0, height, width)
             if tiled:
@@ -187,7 +187,7 @@ def deblur(
                 kernel_prior=used_kernel,
             )
             size = first.shape[-1]
-        searched = time.perf_counter() - searched
+        searched = time.perf_counter() - searching
 
         def solve(
             part: Tensor,

@@ -305,7 +305,7 @@ class BlurModel(ForwardModel):
         if self.kernel_prior is None or share == 0:
             return fit.kernel
         answer = self.kernel_prior(fit.kernel, fit.evidence())
-        return torch.lerp(align(fit.kernel, answer), answer, share)
+        return answer if share == 1 else torch.lerp(align(fit.kernel, answer), answer, share)
 
     def m_step(
         self, image: Tensor, kernel: Tensor, *, image_std: float, settings: MStepSettings
