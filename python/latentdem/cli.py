@@ -10,7 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from latentdem.cli_common import console, parse_grid
+from latentdem.cli_common import (
+    FastDecoderOption,
+    GuidanceOption,
+    NegativePromptOption,
+    PromptOption,
+    console,
+    given,
+    parse_grid,
+)
 from latentdem.cli_common import fail as _fail
 from latentdem.cli_common import finished as _finished
 from latentdem.cli_common import progress_bar as _progress
@@ -114,6 +122,10 @@ def deblur(
             "(owner/name). Default: the packaged one."
         ),
     ] = None,
+    prompt: PromptOption = None,
+    negative_prompt: NegativePromptOption = None,
+    guidance: GuidanceOption = None,
+    fast_decoder: FastDecoderOption = None,
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")
     ] = "cpu",
@@ -153,6 +165,8 @@ def deblur(
 
     `latentdem deblur small.png -o out --scale 2` (twice as large, and sharp)
 
+    `latentdem deblur photo.jpg -o out --prior my-model --prompt "a street" --guidance 3`
+
     If the result rings or the kernel touches its frame, raise `--kernel-size`; if the kernel is
     a dot, the photograph may be sharp, or out of focus rather than shaken.
     """
@@ -172,7 +186,13 @@ def deblur(
         check_device(device)
         rows_columns = parse_grid(grid)
         ModelOptions(blur, scale, rows_columns)
-        chosen = load_prior(prior) if prior is not None else None
+        asked = given(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            guidance=guidance,
+            fast_decoder=fast_decoder,
+        )
+        chosen = load_prior(prior, **asked) if prior is not None or asked else None
     except (ValueError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
     failed = 0
@@ -192,6 +212,7 @@ def deblur(
                 "tile": tile,
                 "device": device,
                 "prior": None if prior is None else str(prior),
+                **asked,
             }
             complete = not trace or (folder / TRACE).exists()
             if not force and complete and _finished(folder, request):

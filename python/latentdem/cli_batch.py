@@ -16,7 +16,14 @@ from rich.progress import (
 )
 
 from latentdem.cli import app
-from latentdem.cli_common import console, parse_grid
+from latentdem.cli_common import (
+    FastDecoderOption,
+    GuidanceOption,
+    NegativePromptOption,
+    PromptOption,
+    console,
+    parse_grid,
+)
 from latentdem.cli_common import fail as _fail
 
 if TYPE_CHECKING:
@@ -122,6 +129,10 @@ def batch(
     seed: Annotated[int, typer.Option(help="Of every image; a manifest's row overrides it.")] = 0,
     boundary: Annotated[str, typer.Option(help="As in deblur.")] = "auto",
     prior: Annotated[str | None, typer.Option(help="As in deblur.")] = None,
+    prompt: PromptOption = None,
+    negative_prompt: NegativePromptOption = None,
+    guidance: GuidanceOption = None,
+    fast_decoder: FastDecoderOption = None,
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, or several: **cuda:0,cuda:1**, a worker each.")
     ] = "cpu",
@@ -201,6 +212,10 @@ def batch(
             boundary=boundary,
             tile=tile or None,
             prior=prior,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            guidance=guidance,
+            fast_decoder=fast_decoder,
         )
         if engine != "ray":  # whose devices are elsewhere
             for place in device.split(","):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,27 @@ from rich.progress import (
 )
 
 console = Console(stderr=True)
+
+PromptOption = Annotated[
+    str | None,
+    typer.Option(help="What the pictures show, for a prior that takes text."),
+]
+NegativePromptOption = Annotated[
+    str | None, typer.Option(help="What they don't show; with --guidance.")
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Scale of classifier-free guidance, from 1 (none) on, at twice the cost. Default: 1."
+    ),
+]
+FastDecoderOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub id of an AutoencoderTiny (TAESD) that decodes in place of the prior's "
+        "autoencoder."
+    ),
+]
 
 
 def fail(message: str) -> typer.Exit:
@@ -46,6 +67,11 @@ def finished(folder: Path, request: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(report, dict) and report.get("request") == request
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def parse_grid(text: str) -> tuple[int, int]:

@@ -1,8 +1,28 @@
-"""Devices by name."""
+"""Devices and number formats by name."""
 
 from __future__ import annotations
 
 import torch
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""What networks can compute in, by name."""
+
+
+def find_dtype(name: torch.dtype | str) -> torch.dtype:
+    """The number format called ``name``: ``fp16``, ``bf16`` or ``fp32``, or one of torch's three.
+
+    Raises:
+        ValueError: another one.
+
+    >>> find_dtype("fp16")
+    torch.float16
+    """
+    found = DTYPES.get(name) if isinstance(name, str) else name
+    if found is None or found not in DTYPES.values():
+        raise ValueError(
+            f"dtype must be {', '.join(DTYPES)} or torch's own of these, found {name!r}"
+        )
+    return found
 
 
 def find_device(name: torch.device | str, purpose: str) -> torch.device:

@@ -4,16 +4,12 @@ import json
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    LDMPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
+from diffusers import DDPMPipeline, DDPMScheduler
+from em.diffusers_stand_in import (
+    IMAGES,
+    save_latent_diffusion,
+    save_stable_diffusion,
+    trajectory,
 )
 from typer.testing import CliRunner
 
@@ -24,69 +20,6 @@ from latentdem.io import to_pil
 from latentdem.priors import load_prior
 from latentdem.priors.calibration import dead_leaves
 from latentdem.priors.diffusers_folder import is_hub_id, load_diffusers_prior
-
-IMAGES = dead_leaves(1, 64, seed=3)
-DOWN, UP = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
-BLOCKS = {"block_out_channels": (8, 8), "norm_num_groups": 4}
-
-
-def schedule(prediction_type):
-    return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, prediction_type=prediction_type, steps_offset=1,
-    )  # fmt: skip
-
-
-def save_stable_diffusion(folder, prediction_type="epsilon"):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "cat</w>", "a", "c", "t"]
-    text = folder / "words"
-    text.mkdir(parents=True)
-    (text / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (text / "merges.txt").write_text("#version: 0.2\n")
-    files = (str(text / "vocab.json"), str(text / "merges.txt"))
-    tokenizer = transformers.CLIPTokenizer(*files, model_max_length=8)
-    encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=8, eos_token_id=1, bos_token_id=0,
-        pad_token_id=1,
-    ))  # fmt: skip
-    vae = AutoencoderKL(**BLOCKS, down_block_types=DOWN, up_block_types=UP, scaling_factor=0.18215)
-    unet = UNet2DConditionModel(
-        sample_size=16, cross_attention_dim=16, attention_head_dim=2, layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **BLOCKS,
-    )  # fmt: skip
-    pipeline = StableDiffusionPipeline(
-        vae, encoder, tokenizer, unet, schedule(prediction_type), None, None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
-    return folder / "pipeline", pipeline
-
-
-def save_latent_diffusion(folder):
-    torch.manual_seed(0)
-    vqvae = VQModel(**BLOCKS, down_block_types=DOWN, up_block_types=UP, latent_channels=3,
-                    num_vq_embeddings=32)  # fmt: skip
-    unet = UNet2DModel(sample_size=16, in_channels=3, out_channels=3, layers_per_block=1,
-                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-                       **BLOCKS)  # fmt: skip
-    pipeline = LDMPipeline(vqvae, unet, schedule("epsilon"))
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
-    return folder / "pipeline", pipeline
-
-
-def trajectory(prior, latents, timesteps, last_abar):
-    """DDIM, eta = 0, by our own predictions."""
-    for here, after in zip(timesteps, [*timesteps[1:], None], strict=True):
-        z0, epsilon = prior.predict(latents, here)
-        abar = last_abar if after is None else float(prior.alphas_cumprod[after])
-        latents = abar**0.5 * z0 + (1 - abar) ** 0.5 * epsilon
-    return latents
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

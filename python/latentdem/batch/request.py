@@ -14,8 +14,12 @@ from latentdem.em.driver import check_options, solver_settings
 from latentdem.em.models import ModelOptions
 from latentdem.io import InputError
 from latentdem.priors import load_prior
+from latentdem.priors.conditioning import check_guidance
 from latentdem.priors.kernel import PACKAGED as PACKAGED_KERNEL
-from latentdem.priors.latent import PACKAGED, weights_digest
+from latentdem.priors.latent import PACKAGED
+from latentdem.priors.weights import weights_digest
+
+PRIOR_OPTIONS = ("prompt", "negative_prompt", "guidance", "fast_decoder")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Options:
         boundary: ``valid``, ``auto`` or ``circular``.
         tile: side of tiles in pixels; None: never.
         prior: file, folder or hub id; None: the packaged one.
+        prompt: for priors in diffusers' layout, as in ``load_prior``; so are those that follow.
+        negative_prompt: None: the model's own default.
+        guidance: None: 1, none.
+        fast_decoder: folder or hub id; None: the prior's own.
 
     Raises:
         ValueError: an option that no image can be deblurred with.
@@ -50,6 +58,10 @@ class Options:
     boundary: str = "auto"
     tile: int | None = 640
     prior: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    guidance: float | None = None
+    fast_decoder: str | None = None
 
     def __post_init__(self) -> None:
         size = 1 if self.kernel_size is None else self.kernel_size
@@ -59,6 +71,19 @@ class Options:
         model.check_method(self.method)
         if not -SEEDS <= self.seed < SEEDS:
             raise InputError(f"seed must fit in 64 bits, found {self.seed}")
+        own = self.prior_options()
+        if own and (self.prior is None or Path(self.prior).is_file()):
+            raise InputError(
+                f"{', '.join(own)}: only for priors in diffusers' layout; name a folder or a hub "
+                "id (--prior)"
+            )
+        if self.guidance is not None:
+            check_guidance(self.guidance)
+
+    def prior_options(self) -> dict[str, Any]:
+        """What :func:`latentdem.load_prior` is told beside the prior: what is not None."""
+        options = {name: getattr(self, name) for name in PRIOR_OPTIONS}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 class Requests:
@@ -70,12 +95,21 @@ class Requests:
     """
 
     def __init__(self, options: Options, device: str) -> None:
-        self._common = asdict(options) | {
-            "prior": prior_digest(options.prior),
-            "kernel_prior": prior_digest(str(PACKAGED_KERNEL)),
-            "device": device.split(":")[0],
-            "version": str(ext.build_info()["version"]),
-        }
+        own = options.prior_options()
+        if options.fast_decoder is not None:
+            own["fast_decoder"] = decoder_digest(options.fast_decoder)
+        # Only what was given: requests without these options stay what they were.
+        plain = {k: v for k, v in asdict(options).items() if k not in PRIOR_OPTIONS}
+        self._common = (
+            plain
+            | own
+            | {
+                "prior": prior_digest(options.prior),
+                "kernel_prior": prior_digest(str(PACKAGED_KERNEL)),
+                "device": device.split(":")[0],
+                "version": str(ext.build_info()["version"]),
+            }
+        )
 
     def options(self, item: Item) -> dict[str, Any]:
         """All that the result depends on but the image itself."""
@@ -107,11 +141,29 @@ def prior_digest(prior: str | None) -> str:
     if path.is_file():
         return _file_sha256(path)
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".json", ".txt"))
-        names = "".join(f"{f.relative_to(path)} {_file_sha256(f)}\n" for f in files)
-        return hashlib.sha256(names.encode()).hexdigest()
+        return _folder_sha256(path)
     loaded = load_prior(prior)
     return weights_digest(loaded.autoencoder) + weights_digest(loaded.denoiser)
+
+
+def decoder_digest(source: str) -> str:
+    """SHA-256 of a fast decoder: of its folder's files, or as loaded from a hub.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be used.
+    """
+    if Path(source).is_dir():
+        return _folder_sha256(Path(source))
+    from latentdem.priors.diffusers_folder import read_fast_decoder
+
+    return weights_digest(read_fast_decoder(source))
+
+
+def _folder_sha256(path: Path) -> str:
+    files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".json", ".txt"))
+    names = "".join(f"{f.relative_to(path)} {_file_sha256(f)}\n" for f in files)
+    return hashlib.sha256(names.encode()).hexdigest()
 
 
 def _file_sha256(path: Path) -> str:

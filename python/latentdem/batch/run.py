@@ -208,7 +208,9 @@ def run_batch(
             driver = _Driver(manifest, place, requests, group=group, report=report)
             driver.register(inputs, share, retry_failed)
             if driver.summary.before < driver.summary.images:
-                setup = {"prior": options.prior} | ({} if solve is None else {"solve": solve})
+                setup: dict[str, Any] = {"prior": options.prior}
+                setup["prior_options"] = options.prior_options()
+                setup |= {} if solve is None else {"solve": solve}
                 place.clear()
                 driver.run(make_engine(engine, workers, device, threads, setup, address))
             write_failures(manifest, folder / f"failed{suffix}.csv")

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -34,12 +34,14 @@ class Setup:
 
     Args:
         prior: as in :class:`~latentdem.batch.request.Options`.
+        prior_options: of :func:`latentdem.load_prior`, beside the prior.
         device: ``cpu``, ``cuda:1`` ...
         threads: of torch; None: as torch finds best.
         solve: called as :func:`latentdem.deblur`; a function that other processes can import.
     """
 
     prior: str | None = None
+    prior_options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     threads: int | None = None
     solve: Callable[..., DeblurResult] = deblur
@@ -99,7 +101,7 @@ class Worker:
         dtype = torch.float16 if device.type == "cuda" else None
         self._solve = setup.solve
         self._device = setup.device
-        self._prior = load_prior(setup.prior).to(device, dtype)
+        self._prior = load_prior(setup.prior, **setup.prior_options).to(device, dtype)
         self._kernel_prior = load_kernel_prior().to(device)
         self._stop = threading.Event()
         self._threads_before = torch.get_num_threads()

@@ -76,7 +76,7 @@ def deblur(
     tile: int | None = 640,
     checkpoint: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     settings: ProxSettings | PaperSettings | None = None,
     progress: Progress | None = None,
 ) -> DeblurResult:
@@ -111,8 +111,8 @@ def deblur(
         checkpoint: folder that finished tiles are kept in; the same call goes on from there.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; by default where the prior is
             (the packaged one: on the CPU).  The result is on the CPU.
-        dtype: of the networks; by default float16 on CUDA and the prior's own elsewhere.  Data
-            term and kernel are float32.
+        dtype: of the networks, torch's or ``fp16``, ``bf16``, ``fp32``; by default float16 on
+            CUDA and the prior's own elsewhere.  Data term and kernel are float32.
         settings: everything else, a :class:`ProxSettings` or :class:`PaperSettings`.
         progress: called at every step.
 
@@ -229,10 +229,7 @@ def deblur(
                     "settings": asdict(options),
                     "blur": blur,
                     "numbers": [sigma, size, seed, tile],
-                    "weights": [
-                        weights_digest(net)
-                        for net in (used.autoencoder, used.denoiser, used_kernel)
-                    ],
+                    "weights": [*used.digests(), weights_digest(used_kernel)],
                     "versions": versions(),
                 }
             found = solve_in_tiles(

@@ -8,7 +8,6 @@ classes fits, see :meth:`LatentPrior.from_diffusers`.  Images are in [0, 1] outs
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +16,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentdem.devices import find_dtype
+from latentdem.priors.conditioning import (
+    Conditioning,
+    cast_floats,
+    check_guidance,
+    expand,
+    flattened,
+    joined,
+)
+from latentdem.priors.weights import read_weights, tensors_digest, weights_digest
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PACKAGED = ASSETS / "natural.safetensors"
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+NO_SIGNAL = 1e-7
+"""Latents with less than this ``abar_t`` are noise alone (diffusers' Euler has 2^-24 for zero)."""
 
 
 @dataclass
@@ -44,6 +56,12 @@ class LatentPrior:
         classes: names of the denoiser's labels, the one that is asked for by default first
             (the packaged prior has ``sharp``, ``blurred``, ``unknown``); empty: it has none.
         name: for reports.
+        negative_conditioning: what guidance leads away from, with the keys of ``conditioning``.
+        guidance: scale w of classifier-free guidance (Ho and Salimans 2022): the denoiser's output
+            is ``o_negative + w (o - o_negative)``, both from one call.  1: none.
+        decoder: autoencoder whose decoder takes the place of ``autoencoder``'s, say an
+            ``AutoencoderTiny``; on the latents that diffusers scales, as ``from_diffusers`` has.
+        upcast_autoencoder: ``autoencoder`` overflows in float16 and stays in float32 there.
     """
 
     autoencoder: Any
@@ -56,9 +74,13 @@ class LatentPrior:
     calibration_timesteps: Tensor
     calibration_rmse: Tensor
     multiple: int = 16
-    conditioning: dict[str, Any] = field(default_factory=dict)
+    conditioning: Conditioning = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     name: str = "custom"
+    negative_conditioning: Conditioning = field(default_factory=dict)
+    guidance: float = 1.0
+    decoder: Any = None
+    upcast_autoencoder: bool = False
 
     @property
     def timesteps(self) -> int:
@@ -72,33 +94,46 @@ class LatentPrior:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the networks compute in; images and latents are float32 all the same."""
-        return next(self.autoencoder.parameters()).dtype
+        """What the denoiser computes in; images and latents are float32 all the same.
+
+        The autoencoder has the same unless ``upcast_autoencoder``.
+        """
+        return _dtype(self.autoencoder if self.denoiser is None else self.denoiser)
 
     def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
     ) -> LatentPrior:
         """This prior with its networks on ``device`` in ``dtype``; itself if they are already.
 
-        >>> load_prior().to("cuda", torch.float16)  # doctest: +SKIP
+        ``dtype``: float16, bfloat16 or float32, or ``fp16``, ``bf16``, ``fp32``.
+
+        >>> load_prior().to("cuda", "fp16")  # doctest: +SKIP
         """
         device = self.device if device is None else torch.empty(0, device=device).device
-        dtype = self.dtype if dtype is None else dtype
+        dtype = self.dtype if dtype is None else find_dtype(dtype)
         if (device, dtype) == (self.device, self.dtype):
             return self
 
-        def moved(module: Any) -> Any:
+        def moved(module: Any, dtype: torch.dtype = dtype) -> Any:
             # A copy: the packaged prior is shared.
             return None if module is None else copy.deepcopy(module).to(device, dtype)
 
         return replace(
             self,
-            autoencoder=moved(self.autoencoder),
+            autoencoder=moved(self.autoencoder, self._autoencoder_dtype(dtype)),
             denoiser=moved(self.denoiser),
+            decoder=moved(self.decoder),
             latent_mean=self.latent_mean.to(device),
             latent_std=self.latent_std.to(device),
             conditioning=cast_floats(self.conditioning, device=device, dtype=dtype),
+            negative_conditioning=cast_floats(
+                self.negative_conditioning, device=device, dtype=dtype
+            ),
         )
+
+    def _autoencoder_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        overflows = self.upcast_autoencoder and dtype == torch.float16
+        return torch.float32 if overflows else dtype
 
     def encode(self, image: Tensor) -> Tensor:
         """Mean latents of ``image [B,3,H,W]`` in [0, 1] (values outside are allowed)."""
@@ -109,7 +144,7 @@ class LatentPrior:
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
         found = self.autoencoder.encode(
-            x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            x.to(_dtype(self.autoencoder)).contiguous(memory_format=torch.channels_last)
         )
         # Vector-quantised and tiny autoencoders have latents and no distribution of them.
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
@@ -117,22 +152,37 @@ class LatentPrior:
 
     def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Image ``[B,3,H,W]`` of ``size`` (H, W); nominally in [0, 1], not clamped."""
-        z = (latents * self.latent_std + self.latent_mean).to(self.dtype)
-        x = self.autoencoder.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
+        decoder, mean, std = self.autoencoder, self.latent_mean, self.latent_std
+        if self.decoder is not None:
+            decoder = self.decoder
+            mean, std = (part.to(latents) for part in latent_scaling(decoder))
+        z = (latents * std + mean).to(_dtype(decoder))
+        x = decoder.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
         if self.unshuffle > 1:
             x = F.pixel_shuffle(x, self.unshuffle)
         return (x[..., : size[0], : size[1]] + 1) / 2
 
-    def _condition(self, label: str | None, noisy: Tensor) -> dict[str, Any]:
+    def _condition(self, label: str | None, noisy: Tensor) -> Conditioning:
         """Keyword arguments of the denoiser for ``label`` (a name in ``classes``)."""
         if label is None and not self.classes:
-            return dict(_expand(self.conditioning, len(noisy)))
+            return dict(expand(self.conditioning, len(noisy)))
         if label is not None and label not in self.classes:
             known = ", ".join(self.classes) or "none"
             raise ValueError(f"label {label!r} is not one of the prior's: {known}")
         index = 0 if label is None else self.classes.index(label)
         labels = torch.full((len(noisy),), index, device=noisy.device)
-        return {**_expand(self.conditioning, len(noisy)), "class_labels": labels}
+        return {**expand(self.conditioning, len(noisy)), "class_labels": labels}
+
+    def _output(self, noisy: Tensor, timestep: int, label: str | None) -> Tensor:
+        """What the denoiser says ``[B,c,h,w]``, in the terms of its prediction type."""
+        x = noisy.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        told = self._condition(label, noisy)
+        if self.guidance == 1:
+            return self.denoiser(x, timestep, **told).sample.float()
+        negative = told | expand(self.negative_conditioning, len(noisy))
+        both = self.denoiser(torch.cat([x, x]), timestep, **joined(negative, told))
+        free, guided = both.sample.float().chunk(2)
+        return free + self.guidance * (guided - free)
 
     def predict(
         self, noisy: Tensor, timestep: int, label: str | None = None
@@ -149,14 +199,14 @@ class LatentPrior:
         """
         abar = float(self.alphas_cumprod[timestep])
         signal, noise = abar**0.5, (1 - abar) ** 0.5
-        output = self.denoiser(
-            noisy.to(self.dtype).contiguous(memory_format=torch.channels_last),
-            timestep,
-            **self._condition(label, noisy),
-        ).sample.float()
+        output = self._output(noisy, timestep, label)
         if self.prediction_type == "v_prediction":
             return signal * noisy - noise * output, noise * noisy + signal * output
         if self.prediction_type == "epsilon":
+            if abar < NO_SIGNAL:
+                # z_t is epsilon, of which no z_0 can be had: zero is the mean of all latents,
+                # here with a gradient, which is zero, too.
+                return 0 * noisy, noisy
             return (noisy - noise * output) / signal, output
         return output, (noisy - signal * output) / noise
 
@@ -168,6 +218,15 @@ class LatentPrior:
         share = min(max(share, 0.0), 1.0)
         return float(torch.lerp(r[index - 1], r[index], share))
 
+    def digests(self) -> list[str]:
+        """SHA-256 of all that its answers depend on: its networks, and what they are told."""
+        networks = (self.autoencoder, self.denoiser, self.decoder)
+        found = [weights_digest(network) for network in networks if network is not None]
+        if self.conditioning or self.guidance != 1:
+            told = flattened({"+": self.conditioning, "-": self.negative_conditioning})
+            found.append(tensors_digest(told | {"guidance": torch.tensor([self.guidance])}))
+        return found
+
     @classmethod
     def from_diffusers(
         cls,
@@ -176,8 +235,12 @@ class LatentPrior:
         scheduler: Any,
         *,
         images: Tensor,
-        conditioning: dict[str, Any] | None = None,
+        conditioning: Conditioning | None = None,
         name: str = "custom",
+        negative_conditioning: Conditioning | None = None,
+        guidance: float = 1.0,
+        decoder: Any = None,
+        upcast_autoencoder: bool = False,
     ) -> LatentPrior:
         """Wrap a user's own model, for example Stable Diffusion's parts.
 
@@ -185,27 +248,42 @@ class LatentPrior:
             autoencoder: ``AutoencoderKL`` or one with its interface.
             denoiser: ``UNet2DModel`` or ``UNet2DConditionModel``.
             scheduler: any diffusers scheduler with ``alphas_cumprod``.
-            images: a few sharp pictures ``[B,3,H,W]`` in [0, 1], to calibrate r_t on.
+            images: a few sharp pictures ``[B,3,H,W]`` in [0, 1], to calibrate r_t on; decoded by
+                ``decoder`` if there is one.
             conditioning: for a conditional UNet, ``{"encoder_hidden_states": embedding}``.
             name: for reports.
+            negative_conditioning: as in :class:`LatentPrior`, like all that follow.
+            guidance: 1 for none.
+            decoder: None for ``autoencoder``'s own.
+            upcast_autoencoder: overflows in float16.
+
+        Raises:
+            ValueError: guidance below 1, or the schedule's prediction type is not known.
         """
-        config = autoencoder.config
-        scale = float(getattr(config, "scaling_factor", None) or 1.0)
-        shift = float(getattr(config, "shift_factor", None) or 0.0)
-        factor = 2 ** (len(config.block_out_channels) - 1)
+        factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+        prediction_type = scheduler.config.prediction_type
+        if prediction_type not in PREDICTION_TYPES:
+            known = ", ".join(PREDICTION_TYPES)
+            raise ValueError(f"prediction type must be one of {known}, found {prediction_type}")
+        mean, std = latent_scaling(autoencoder)
+        device = next(autoencoder.parameters()).device
         prior = cls(
             autoencoder=autoencoder.eval().requires_grad_(False),
             denoiser=denoiser.eval().requires_grad_(False),
             alphas_cumprod=scheduler.alphas_cumprod,
-            prediction_type=scheduler.config.prediction_type,
-            latent_mean=torch.full((1, 1, 1), shift),
-            latent_std=torch.full((1, 1, 1), 1 / scale),
+            prediction_type=prediction_type,
+            latent_mean=mean.to(device),
+            latent_std=std.to(device),
             unshuffle=1,
             calibration_timesteps=torch.empty(0),
             calibration_rmse=torch.empty(0),
             multiple=factor * 8,
             conditioning=conditioning or {},
             name=name,
+            negative_conditioning=negative_conditioning or {},
+            guidance=check_guidance(guidance),
+            decoder=None if decoder is None else decoder.eval().requires_grad_(False),
+            upcast_autoencoder=upcast_autoencoder,
         )
         prior.calibrate(images)
         return prior
@@ -261,53 +339,22 @@ def save_prior(
     partial.replace(path)
 
 
-def read_weights(
-    path: Path, command: str, what: str = "prior"
-) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and float32 tensors of a safetensors file; ``command`` would make one.
+def latent_scaling(autoencoder: Any) -> tuple[Tensor, Tensor]:
+    """``(mean, std)``, each ``[c|1,1,1]``: diffusers' scaled latents are (latents - mean) / std.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not safetensors.
+    From ``shift_factor`` and ``scaling_factor``, or ``latents_mean`` and ``latents_std``, of an
+    autoencoder's configuration.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {what} at {path}; train one with: latentdem {command}")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            tensors = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
-            return handle.metadata() or {}, tensors
-    except Exception as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    config = autoencoder.config
+    scale = float(getattr(config, "scaling_factor", None) or 1.0)
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        mean, std = [float(getattr(config, "shift_factor", None) or 0.0)], [1.0]
+    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None] / scale
 
 
-def cast_floats(
-    value: Any, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> Any:
-    """Tensors in nested dictionaries on ``device``, those of floats in ``dtype``."""
-    if isinstance(value, dict):
-        return {k: cast_floats(part, device=device, dtype=dtype) for k, part in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, dtype if value.is_floating_point() else None)
-
-
-def _expand(value: Any, count: int) -> Any:
-    """Conditioning of one, in nested dictionaries too, for a batch of ``count``."""
-    if isinstance(value, dict):
-        return {key: _expand(part, count) for key, part in value.items()}
-    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == 1:
-        return value.expand(count, *value.shape[1:])
-    return value
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 of a network's weights and their names."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        # As bytes: NumPy knows no bfloat16.
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def _config(text: str) -> dict[str, Any]:
@@ -329,22 +376,29 @@ def load_prior(path: Path | str | None = None, **options: Any) -> LatentPrior:
     Args:
         path: by default the packaged prior; a file; a folder in diffusers' layout or a hub id,
             as :func:`latentdem.priors.diffusers_folder.load_diffusers_prior` takes them.
-        options: of that function, for folders and hub ids: ``prompt``, ``images``, ``dtype``.
+        options: of that function: ``dtype`` for any prior; for folders and hub ids ``prompt``,
+            ``negative_prompt``, ``guidance``, ``fast_decoder``, ``images``.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: not a prior, or a pickle.
+        ValueError: not a prior, a pickle, or options that the model does not take.
 
     >>> load_prior().name
     'latentdem natural images 2'
+    >>> load_prior(dtype="bf16").dtype
+    torch.bfloat16
     """
     if path is not None and not Path(path).is_file():
         from latentdem.priors.diffusers_folder import is_hub_id, load_diffusers_prior
 
         if Path(path).is_dir() or is_hub_id(str(path)):
             return load_diffusers_prior(path, **options)
+    dtype = options.pop("dtype", None)
     if options:
-        raise ValueError(f"{', '.join(options)}: only for priors in diffusers' layout")
+        raise ValueError(
+            f"{', '.join(options)}: only for priors in diffusers' layout; name a folder or a hub "
+            "id (--prior)"
+        )
     path = PACKAGED if path is None else Path(path)
     metadata, tensors = read_weights(path, "train-prior")
     if "autoencoder" not in metadata or "denoiser" not in metadata:
@@ -369,4 +423,4 @@ def load_prior(path: Path | str | None = None, **options: Any) -> LatentPrior:
         multiple=network_multiple(autoencoder, denoiser, int(metadata["unshuffle"])),
         classes=tuple(json.loads(metadata.get("classes", "[]"))),
         name=metadata["name"],
-    )
+    ).to(dtype=dtype)
