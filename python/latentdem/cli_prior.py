@@ -29,23 +29,33 @@ def info(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="**natural**, **kernel**, **objects**, or a safetensors file."
+            metavar="NAME",
+            help="**natural**, **kernel**, **objects**, a safetensors file, or a folder in "
+            "diffusers' layout.",
         ),
     ],
 ) -> None:
     """Print a packaged prior's card: architecture, data, licences, figures, limits.
 
-    For a file: its metadata, the parameters of each network, and its size.
+    For a file: its metadata, the parameters of each network, and its size. For a folder: its kind,
+    networks, schedule, and whether it takes text and guidance.
 
     `latentdem prior info natural`
 
     `latentdem prior info my-prior.safetensors`
+
+    `latentdem prior info my-diffusers-folder`
     """
     from latentdem.priors.latent import ASSETS
 
     try:
         if name in PACKAGED:
             typer.echo((ASSETS / f"{name}.md").read_text().rstrip())
+        elif Path(name).is_dir():
+            from latentdem.priors.folder_info import describe_folder
+
+            for line in describe_folder(Path(name)):
+                typer.echo(line)
         else:
             for line in describe(Path(name)):
                 typer.echo(line)
@@ -62,7 +72,7 @@ def describe(path: Path) -> Iterable[str]:
         ValueError: no such file, or not safetensors.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is neither one of {', '.join(PACKAGED)} nor a file")
+        raise ValueError(f"{path} is neither one of {', '.join(PACKAGED)} nor a file or folder")
     from safetensors import safe_open
 
     try:

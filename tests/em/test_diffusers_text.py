@@ -390,3 +390,30 @@ def test_batch_does_not_mix_texts(tmp_path, photo):
     result = invoke(*words, "--prior", folder, *texts)
     assert result.exit_code == 1
     assert "LDMPipeline takes no text, found prompt and guidance: leave it out" in result.output
+
+
+def info(path):
+    result = invoke("prior", "info", path)
+    assert result.exit_code == 0, result.output
+    return dict(" ".join(line.split()).split(" ", 1) for line in result.stdout.splitlines())
+
+
+def test_info_of_folders(tmp_path):
+    folder, pipeline = save_xl(tmp_path / "xl")
+    found = info(folder)
+    count = sum(value.numel() for value in pipeline.unet.state_dict().values())
+    assert found["pipeline"] == "StableDiffusionXLPipeline"
+    assert found["unet"] == f"UNet2DConditionModel, {count:,} parameters, F32"
+    assert found["prediction"] == "type epsilon" and found["text"] == "two encoders"
+    assert found["in"] == "float16 the autoencoder stays in float32"
+    pipeline.unet.to(torch.float16)
+    pipeline.unet.save_pretrained(folder / "unet", variant="fp16")
+    assert info(folder) == found  # what is read without a variant
+    folder, _ = save_consistency_model(tmp_path / "lcm", LCMScheduler(**SCHEDULE, steps_offset=1))
+    assert info(folder)["guidance"].startswith("read by the network")
+    folder, _ = save_latent_diffusion(tmp_path / "no_text")
+    found = info(folder)
+    assert found["text"] == "none" and "vqvae" in found and "vae" not in found
+    next((folder / "unet").glob("*.safetensors")).write_bytes(b"no weights")
+    assert "is not a safetensors file" in invoke("prior", "info", folder).output
+    assert "has no model_index.json" in invoke("prior", "info", tmp_path).output
