@@ -37,7 +37,10 @@ def reconstruct(
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     prior: Annotated[
         Path | None,
-        typer.Option(help="A prior written by train-objects-prior. Default: the packaged one."),
+        typer.Option(
+            help="A prior written by train-objects-prior, or a folder or hub id of Zero123 or Stable "
+            "Zero123. Default: the packaged one."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compute again what is already there.")

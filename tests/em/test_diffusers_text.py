@@ -216,8 +216,8 @@ def test_turbo_in_one_step(tmp_path):
     # diffusers' Euler has z_t / sqrt(abar), and starts it from noise without the picture's part.
     abar = float(prior.alphas_cumprod[int(timestep)])
     found, _ = prior.predict((1 - abar) ** 0.5 * noise, int(timestep))
-    # Divided by sqrt(abar) = 0.07, and 1e-5 of what it was before.
-    torch.testing.assert_close(found, expected, atol=1e-5 / abar**0.5, rtol=1e-5)
+    # Divided by sqrt(abar) = 0.07, so values are large.
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @torch.no_grad()

@@ -24,7 +24,9 @@ from latentdem.priors.conditioning import (
 from latentdem.priors.latent import LatentPrior
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PARTS = ("vae", "vqvae", "unet", "text_encoder", "text_encoder_2")
+_PARTS = ("vae", "vqvae", "unet", "text_encoder", "text_encoder_2", "image_encoder")
+PROJECTIONS = ("cc_projection", "clip_camera_projection")
+"""Folders of what mixes view and pose in Zero123, one in each of its layouts."""
 TINY_CLASS = "AutoencoderTiny"
 
 
@@ -85,6 +87,11 @@ def load_diffusers_prior(
     local = folder.is_dir()
     if local:
         check_folder(folder)
+        if is_zero123(folder):
+            raise ValueError(
+                f"{source} is Zero123, a prior of objects: load_objects_prior reads it "
+                "(latentdem reconstruct --prior)"
+            )
     elif not is_hub_id(str(source)):
         raise FileNotFoundError(f"{source}: no such folder, and no hub id (owner/name)")
     try:
@@ -190,6 +197,11 @@ def check_folder(folder: Path) -> None:
         )
     for part in _PARTS:
         check_pickles(folder / part)
+
+
+def is_zero123(folder: Path) -> bool:
+    """Whether it is one of Zero123's layouts."""
+    return any((folder / part).is_dir() for part in PROJECTIONS)
 
 
 def check_pickles(folder: Path) -> None:

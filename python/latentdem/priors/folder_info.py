@@ -1,4 +1,4 @@
-"""What a folder in diffusers' layout holds, from its configurations and the headers of its files."""
+"""What a folder in diffusers' layout holds, from its configurations and its files' headers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from latentdem.priors.diffusers_folder import check_folder, only_variant
+from latentdem.priors.diffusers_folder import check_folder, is_zero123, only_variant
 
 
 def describe_folder(folder: Path) -> list[str]:
@@ -44,13 +44,15 @@ def describe_folder(folder: Path) -> list[str]:
         "scaling factor": autoencoder.get("scaling_factor"),
         "denoiser's input": f"{unet.get('in_channels')} channels",
         "text": {0: "none", 1: "one encoder", 2: "two encoders"}[len(encoders)],
-        "guidance": _guidance(encoders, unet),
+        "guidance": _guidance(folder, encoders, unet),
         "in float16": _upcast(kind, autoencoder),
     }
     return lines + [f"{name:24} {value}" for name, value in facts.items() if value is not None]
 
 
-def _guidance(encoders: list[str], unet: dict[str, Any]) -> str:
+def _guidance(folder: Path, encoders: list[str], unet: dict[str, Any]) -> str:
+    if is_zero123(folder):
+        return "of the given view (SamplerSettings)"
     if not encoders:
         return "none: the model takes no text"
     if unet.get("time_cond_proj_dim") is not None:

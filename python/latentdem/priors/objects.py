@@ -247,7 +247,7 @@ class ObjectsPrior:
         denoiser: ``UNet2DConditionModel`` on ``2c`` channels (noisy latent, given view's latent),
             with the relative pose as projected class embedding and in its context; more channels
             are those of :func:`warp_by_proxy`, then those of :func:`target_rays`.
-        embedder: the given view's tokens.
+        embedder: the given view's tokens, a :class:`ViewEmbedder`.
         context: linear map of ``[token, pose features]`` to the context (Zero123's projection).
         alphas_cumprod: ``[T]``.
         prediction_type: ``epsilon``, ``v_prediction`` or ``sample``.
@@ -261,7 +261,7 @@ class ObjectsPrior:
 
     autoencoder: Any
     denoiser: Any
-    embedder: ViewEmbedder
+    embedder: Any
     context: nn.Module
     alphas_cumprod: Tensor
     prediction_type: str
@@ -313,6 +313,12 @@ class ObjectsPrior:
         radius = (r0 + r1) / 2 + (r1 - r0) / 2 * camera[:, 1]
         return ViewEmbedding(latents, tokens, elevation.clamp(e0, e1), radius.clamp(r0, r1))
 
+    def output(
+        self, noisy: Tensor, timesteps: Tensor, given: ViewEmbedding, pose: Tensor
+    ) -> Tensor:
+        """What the denoiser says ``[B,c,s,s]``: :func:`network_output`."""
+        return network_output(self, noisy, timesteps, given, pose)
+
     def predict(
         self, noisy: Tensor, timestep: Tensor | int, given: ViewEmbedding, pose: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -327,7 +333,7 @@ class ObjectsPrior:
         t = torch.as_tensor(timestep, device=noisy.device).expand(len(noisy))
         abar = self.alphas_cumprod[t][:, None, None, None]
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
-        output = network_output(self, noisy, t, given, pose)
+        output = self.output(noisy, t, given, pose)
         if self.prediction_type == "v_prediction":
             return signal * noisy - noise * output, noise * noisy + signal * output
         if self.prediction_type == "epsilon":
@@ -363,15 +369,30 @@ def save_objects_prior(path: Path, prior: ObjectsPrior, scheduler_config: dict[s
     partial.replace(path)
 
 
-def load_objects_prior(path: Path | str | None = None) -> ObjectsPrior:
-    """Load the packaged objects prior, or one written by ``latentdem train-objects-prior``.
+def load_objects_prior(path: Path | str | None = None, **options: Any) -> ObjectsPrior:
+    """Load the packaged objects prior, one of ``latentdem train-objects-prior``, or Zero123.
 
-    Needs no network; reads safetensors only.
+    Reads safetensors only; needs no network but for a hub id.
+
+    Args:
+        path: by default the packaged prior; a file; a folder in a diffusers layout of Zero123 or
+            Stable Zero123, or its hub id.
+        options: of :func:`latentdem.priors.zero123.load_zero123_prior`, for those: ``stable``,
+            ``dtype``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an objects prior of this package.
+        FileNotFoundError: no such file or folder.
+        ValueError: not an objects prior.
     """
+    if path is not None and not Path(path).is_file():
+        from latentdem.priors.diffusers_folder import is_hub_id
+
+        if Path(path).is_dir() or is_hub_id(str(path)):
+            from latentdem.priors.zero123 import load_zero123_prior
+
+            return load_zero123_prior(path, **options)
+    if options:
+        raise ValueError(f"{', '.join(options)}: only for Zero123; name its folder or hub id")
     path = PACKAGED_OBJECTS if path is None else Path(path)
     metadata, tensors = read_weights(path, "train-objects-prior")
     if metadata.get("kind") != "objects":
