@@ -38,8 +38,8 @@ def reconstruct(
     prior: Annotated[
         Path | None,
         typer.Option(
-            help="A prior written by train-objects-prior, or a folder or hub id of Zero123 or Stable "
-            "Zero123. Default: the packaged one."
+            help="A prior written by train-objects-prior, or a folder or hub id of Zero123 or "
+            "Stable Zero123. Default: the packaged one."
         ),
     ] = None,
     force: Annotated[

@@ -417,3 +417,18 @@ def test_info_of_folders(tmp_path):
     next((folder / "unet").glob("*.safetensors")).write_bytes(b"no weights")
     assert "is not a safetensors file" in invoke("prior", "info", folder).output
     assert "has no model_index.json" in invoke("prior", "info", tmp_path).output
+
+
+def test_without_transformers(tmp_path, monkeypatch):
+    folder, _ = save_stable_diffusion(tmp_path)
+
+    def fail(*_, **__):
+        raise AttributeError("'super' object has no attribute")  # as diffusers says it
+
+    loader = "latentdem.priors.diffusers_folder"
+    monkeypatch.setattr(f"{loader}.DiffusionPipeline.from_pretrained", fail)
+    with pytest.raises(ValueError, match="no attribute"):
+        load_prior(folder)
+    monkeypatch.setattr(f"{loader}.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"need transformers: pip install 'latentdem\[text\]'"):
+        load_prior(folder)

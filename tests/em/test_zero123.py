@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -181,3 +182,10 @@ def test_no_code_is_fetched_from_a_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert latentdem.load_objects_prior("owner/stable-zero123").stable
     assert asked == [("owner/stable-zero123", {"allow_patterns": ["*.json", "*.safetensors"]})]
+
+
+def test_without_transformers(tmp_path, monkeypatch):
+    parts = Parts(tmp_path / "zero123")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"needs transformers: pip install 'latentdem\[text\]'"):
+        load_zero123_prior(parts.folder)

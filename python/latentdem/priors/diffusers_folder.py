@@ -6,6 +6,7 @@ Read as diffusers reads them, from safetensors only: a pickle can run code when 
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def load_diffusers_prior(
             variant=only_variant(folder / "unet"),
         )
     except (OSError, ImportError, AttributeError) as error:
-        raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{source}: {_reason(error)}") from error
     autoencoder, denoiser = _networks(source, pipeline)
     upcast = is_xl(pipeline) and bool(getattr(autoencoder.config, "force_upcast", False))
     keep = upcast and dtype == torch.float16
@@ -181,7 +182,7 @@ def read_fast_decoder(source: str | Path) -> AutoencoderTiny:
             str(source), use_safetensors=True, local_files_only=local, variant=only_variant(folder)
         )
     except (OSError, ImportError, AttributeError) as error:
-        raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{source}: {_reason(error)}") from error
 
 
 def check_folder(folder: Path) -> None:
@@ -197,6 +198,13 @@ def check_folder(folder: Path) -> None:
         )
     for part in _PARTS:
         check_pickles(folder / part)
+
+
+def _reason(error: Exception) -> str:
+    """One line of why diffusers could not load something."""
+    if find_spec("transformers") is None and not isinstance(error, OSError):
+        return "models that take text need transformers: pip install 'latentdem[text]'"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_zero123(folder: Path) -> bool:
@@ -220,7 +228,7 @@ def check_pickles(folder: Path) -> None:
 def only_variant(folder: Path) -> str | None:
     """``fp16`` if there are weights of that variant in ``folder`` and no others."""
     files = list(folder.glob("*.safetensors"))
-    return "fp16" if files and all(".fp16." in file.name for file in files) else None
+    return "fp16" if files and all(".fp16" in file.name for file in files) else None
 
 
 def is_xl(pipeline: Any) -> bool:

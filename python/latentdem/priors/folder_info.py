@@ -82,7 +82,7 @@ def _weights(folder: Path) -> str:
     variant = only_variant(folder)
     count, formats = 0, set()
     for file in sorted(folder.glob("*.safetensors")):
-        if variant is None and ".fp16." in file.name:
+        if variant is None and ".fp16" in file.name:
             continue
         try:
             with safe_open(file, framework="pt") as handle:

@@ -141,7 +141,11 @@ def load_zero123_prior(
     linear = _projection(folder)
     try:
         from transformers import CLIPVisionModelWithProjection
-
+    except ImportError as error:
+        raise ValueError(
+            f"{source}: Zero123 needs transformers: pip install 'latentdem[text]'"
+        ) from error
+    try:
         networks: dict[str, Any] = {
             part: kind.from_pretrained(
                 str(folder / part),
@@ -157,7 +161,7 @@ def load_zero123_prior(
         }
         # Any scheduler's configuration tells the noise levels.
         scheduler = DDIMScheduler.from_pretrained(str(folder / "scheduler"), local_files_only=True)
-    except (OSError, ImportError) as error:
+    except OSError as error:
         raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
     autoencoder, denoiser = networks["vae"], networks["unet"]
     channels, latents = denoiser.config.in_channels, autoencoder.config.latent_channels
