@@ -12,6 +12,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    StableDiffusionXLImg2ImgPipeline,
 )
 from em.diffusers_stand_in import (
     SCHEDULE,
@@ -323,6 +324,13 @@ def test_other_uses_of_a_model_are_refused(tmp_path):
     pipeline.save_pretrained(tmp_path / "inpainting", safe_serialization=True)
     with pytest.raises(ValueError, match="UNet takes 9 channels where latents have 4"):
         load_prior(tmp_path / "inpainting")
+    _, base = save_xl(tmp_path / "xl")
+    parts = {"text_encoder": None, "tokenizer": None, "requires_aesthetics_score": True}
+    kept = {k: v for k, v in base.components.items() if k not in parts}
+    refiner = StableDiffusionXLImg2ImgPipeline(**parts, **kept, add_watermarker=False)
+    refiner.save_pretrained(tmp_path / "refiner", safe_serialization=True)
+    with pytest.raises(ValueError, match="is a refiner, which goes on from another model's"):
+        load_prior(tmp_path / "refiner")
 
 
 @pytest.fixture
