@@ -136,6 +136,13 @@ def deblur(
             "which bounds memory; finished tiles survive a kill. 0: never."
         ),
     ] = 640,
+    assume_blurred: Annotated[
+        bool,
+        typer.Option(
+            "--assume-blurred",
+            help="Deblur photographs that look sharp, too; without it they are left as they are.",
+        ),
+    ] = False,
     trace: Annotated[
         bool,
         typer.Option(
@@ -167,8 +174,8 @@ def deblur(
 
     `latentdem deblur photo.jpg -o out --prior my-model --prompt "a street" --guidance 3`
 
-    If the result rings or the kernel touches its frame, raise `--kernel-size`; if the kernel is
-    a dot, the photograph may be sharp, or out of focus rather than shaken.
+    If the result rings or the kernel touches its frame, raise `--kernel-size`. A photograph that
+    looks sharp is left as it is (`--assume-blurred` deblurs it).
     """
     from latentdem.em import deblur as run
     from latentdem.em.driver import check_device
@@ -210,6 +217,7 @@ def deblur(
                 "seed": seed,
                 "boundary": boundary,
                 "tile": tile,
+                "assume_blurred": assume_blurred,
                 "device": device,
                 "prior": None if prior is None else str(prior),
                 **asked,
@@ -249,6 +257,7 @@ def deblur(
                     seed=seed,
                     boundary=boundary,
                     tile=tile or None,
+                    assume_blurred=assume_blurred,
                     device=device,
                     checkpoint=folder / TILES,
                     progress=show,
@@ -283,10 +292,11 @@ def info() -> None:
     """Show versions, the native build and the packaged priors."""
     import latentdem_ext as ext
     from latentdem.em.driver import versions
-    from latentdem.priors import kernel, latent, objects
+    from latentdem.priors import finishing, kernel, latent, objects, sharpness
 
     facts: dict[str, Any] = versions() | {f"native {k}": v for k, v in ext.build_info().items()}
-    for path in (latent.PACKAGED, kernel.PACKAGED, objects.PACKAGED_OBJECTS):
+    packaged = (latent.PACKAGED, kernel.PACKAGED, finishing.PACKAGED, sharpness.PACKAGED)
+    for path in (*packaged, objects.PACKAGED_OBJECTS):
         facts[path.name] = f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else "missing"
     for name, value in facts.items():
         typer.echo(f"{name:24} {value}")

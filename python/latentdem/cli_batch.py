@@ -137,6 +137,9 @@ def batch(
         str, typer.Option(help="**cpu**, **cuda**, or several: **cuda:0,cuda:1**, a worker each.")
     ] = "cpu",
     tile: Annotated[int, typer.Option(help="As in deblur. 0: never.")] = 640,
+    assume_blurred: Annotated[
+        bool, typer.Option("--assume-blurred", help="As in deblur: sharp photographs, too.")
+    ] = False,
     layout: Annotated[
         str,
         typer.Option(
@@ -211,6 +214,7 @@ def batch(
             seed=seed,
             boundary=boundary,
             tile=tile or None,
+            assume_blurred=assume_blurred,
             prior=prior,
             prompt=prompt,
             negative_prompt=negative_prompt,

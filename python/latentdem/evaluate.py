@@ -20,10 +20,11 @@ from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
-from latentdem.io import comparison_picture, file_digest
+from latentdem.io import comparison_picture
 from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.operators.motion import random_motion_kernel
-from latentdem.priors import kernel, latent, load_prior
+from latentdem.priors import load_prior
+from latentdem.priors.packaged import packaged_digests
 from latentdem.results import machine, store_results, stored_results
 
 SIDE = 256
@@ -176,7 +177,7 @@ def run_suite(
         "method": method,
         "steps": steps,
         "side": SIDE,
-        "priors": {path.name: file_digest(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
+        "priors": packaged_digests(method),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

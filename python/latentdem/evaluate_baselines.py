@@ -22,10 +22,10 @@ from latentdem.em.steps import EMState
 from latentdem.evaluate import SIDE, TEST_PHOTOGRAPHS, observe
 from latentdem.evaluate_synthetic import FAILURE_RATIO, figures
 from latentdem.html_report import Entry, write_page
-from latentdem.io import comparison_picture, file_digest
+from latentdem.io import comparison_picture
 from latentdem.metrics import NO_BLUR, bootstrap_interval
 from latentdem.operators.motion import random_motion_kernel
-from latentdem.priors import kernel, latent
+from latentdem.priors.packaged import packaged_digests
 from latentdem.results import (
     machine,
     peak_memory,
@@ -220,7 +220,7 @@ def run_baselines(
         "noise_std": noise_std,
         "side": SIDE,
         "rows": {name: asdict(row) for name, row in (ROWS | chosen).items()},
-        "priors": {path.name: file_digest(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
+        "priors": packaged_digests(),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

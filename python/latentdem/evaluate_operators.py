@@ -24,12 +24,12 @@ from latentdem.em.driver import deblur, versions
 from latentdem.evaluate import SIDE, TEST_PHOTOGRAPHS, photograph_crop
 from latentdem.evaluate_synthetic import figures
 from latentdem.html_report import Entry, write_page
-from latentdem.io import comparison_picture, file_digest, kernel_sheet
+from latentdem.io import comparison_picture, kernel_sheet
 from latentdem.metrics import bootstrap_interval, maximum_normalized_correlation
 from latentdem.operators.blur_families import family_kernels
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.operators.super_resolution import upsample
-from latentdem.priors import kernel, latent
+from latentdem.priors.packaged import packaged_digests
 from latentdem.results import machine, store_results, stored_results
 
 NOISE = 0.01
@@ -206,7 +206,7 @@ def run_operators_suite(
         "suite": "operators",
         "steps": steps,
         "noise_std": NOISE,
-        "priors": {path.name: file_digest(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
+        "priors": packaged_digests(),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 import latentdem_ext as ext
 from latentdem.em.driver import versions
 from latentdem.em.schedules import descending
+from latentdem.em.sharp import SHARP_LOG_ODDS
 from latentdem.evaluate import SIDE, TEST_PHOTOGRAPHS, observe, photograph_crop
 from latentdem.io import file_digest
 from latentdem.metrics import maximum_normalized_correlation, psnr
@@ -33,6 +34,7 @@ from latentdem.pictures import sheet
 from latentdem.priors import kernel, latent
 from latentdem.priors.kernel import KernelDenoiserNet
 from latentdem.priors.latent import LatentPrior
+from latentdem.priors.sharpness import load_sharpness, sharp_log_odds
 from latentdem.results import machine, store_results, stored_results
 
 NOISE_STDS = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -271,6 +273,33 @@ def measure_initialization(
 
 
 @torch.no_grad()
+def measure_sharpness(names: list[str], kernels: int = 4) -> list[Rows]:
+    """Shares of pictures that are taken for sharp and left as they are, by noise.
+
+    ``sharp``: of the photographs themselves; ``blurred N``: of those blurred by N-pixel motion
+    kernels, where each is one too many.  All are 8 bits.
+    """
+    network = load_sharpness()
+
+    def share(pictures: Iterable[Tensor]) -> float:
+        return _mean([sharp_log_odds(each, network) >= SHARP_LOG_ODDS for each in pictures])
+
+    rows = []
+    for noise_std in (0.0, 0.01, 0.02, 0.05):
+        row: Rows = {"noise_std": noise_std}
+        delta = torch.ones(1, 1, 1, 1)
+        row["sharp"] = share(observe(name, delta, noise_std, seed=0)[0] for name in names)
+        for size in (5, 9, 15, 25, 65):
+            row[f"blurred {size}"] = share(
+                observe(name, random_motion_kernel(size, seed=9000 + k), noise_std, seed=k)[0]
+                for name in names
+                for k in range(kernels)
+            )
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
 def sample(prior: LatentPrior, count: int, *, side: int, steps: int = 50, seed: int = 0) -> Tensor:
     """``count`` pictures ``[count,3,side,side]`` from pure noise: DDIM (Song et al. 2021), eta = 0.
 
@@ -331,6 +360,7 @@ def run_prior_suite(
         "ranking": lambda: measure_ranking(net, names),
         "m_step": lambda: measure_m_step(net, kernels, names),
         "initialization": lambda: measure_initialization(kernels, names),
+        "sharpness": lambda: measure_sharpness(names),
     }
     for part, measure in parts.items():
         if part in document:
@@ -363,6 +393,7 @@ def _tables(document: dict[str, Any]) -> Iterator[Table]:
     for title, key, head in (
         ("denoising, dB", "denoising", "noise_std"),
         ("one M-step, MNC", "m_step", "timestep"),
+        ("taken for sharp, share", "sharpness", "noise_std"),
     ):
         table = Table(title=title)
         columns = [name for name in document[key][0] if name != head]

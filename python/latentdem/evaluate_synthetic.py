@@ -23,7 +23,7 @@ import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
 from latentdem.evaluate import SEARCH, SIDE, TEST_PHOTOGRAPHS, photograph_crop
 from latentdem.html_report import Entry, write_page
-from latentdem.io import comparison_picture, file_digest
+from latentdem.io import comparison_picture
 from latentdem.metrics import (
     NO_BLUR,
     aligned_psnr,
@@ -36,7 +36,7 @@ from latentdem.metrics import (
     visual_information,
 )
 from latentdem.operators.motion import random_motion_kernel
-from latentdem.priors import kernel, latent
+from latentdem.priors.packaged import packaged_digests
 from latentdem.results import machine, store_results, stored_results
 
 FAILURE_RATIO = 3.0
@@ -261,7 +261,7 @@ def run_conditions(
         "suite": suite,
         "method": method,
         "steps": steps,
-        "priors": {path.name: file_digest(path) for path in (latent.PACKAGED, kernel.PACKAGED)},
+        "priors": packaged_digests(method),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

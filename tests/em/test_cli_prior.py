@@ -15,7 +15,7 @@ def run(*arguments: object):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-@pytest.mark.parametrize("name", ["natural", "kernel", "objects"])
+@pytest.mark.parametrize("name", ["natural", "kernel", "finishing", "sharpness", "objects"])
 def test_card_of_a_packaged_prior(name):
     result = run("prior", "info", name)
     assert result.exit_code == 0

@@ -14,6 +14,7 @@ from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import kernel as kernel_priors
 from latentdem.priors import latent as latent_priors
 from latentdem.priors.latent import LatentPrior
+from latentdem.priors.packaged import packaged_files
 from latentdem.training.common import TrainingPlan, choose_device, lighten_norms, train
 
 
@@ -23,7 +24,7 @@ def prior():
 
 
 def test_packaged_weights_are_small_and_described():
-    files = [latent_priors.PACKAGED, kernel_priors.PACKAGED]
+    files = packaged_files()
     assert sum(path.stat().st_size for path in files) < 40e6
     for path in files:
         assert path.with_suffix(".md").stat().st_size > 500

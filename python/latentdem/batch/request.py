@@ -15,8 +15,10 @@ from latentdem.em.models import ModelOptions
 from latentdem.io import InputError
 from latentdem.priors import load_prior
 from latentdem.priors.conditioning import check_guidance
+from latentdem.priors.finishing import PACKAGED as PACKAGED_FINISHING
 from latentdem.priors.kernel import PACKAGED as PACKAGED_KERNEL
 from latentdem.priors.latent import PACKAGED
+from latentdem.priors.sharpness import PACKAGED as PACKAGED_SHARPNESS
 from latentdem.priors.weights import weights_digest
 
 PRIOR_OPTIONS = ("prompt", "negative_prompt", "guidance", "fast_decoder")
@@ -37,6 +39,7 @@ class Options:
         seed: of every image: results depend on no neighbour.
         boundary: ``valid``, ``auto`` or ``circular``.
         tile: side of tiles in pixels; None: never.
+        assume_blurred: deblur what looks sharp, too.
         prior: file, folder or hub id; None: the packaged one.
         prompt: for priors in diffusers' layout, as in ``load_prior``; so are those that follow.
         negative_prompt: None: the model's own default.
@@ -57,6 +60,7 @@ class Options:
     seed: int = 0
     boundary: str = "auto"
     tile: int | None = 640
+    assume_blurred: bool = False
     prior: str | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -106,6 +110,8 @@ class Requests:
             | {
                 "prior": prior_digest(options.prior),
                 "kernel_prior": prior_digest(str(PACKAGED_KERNEL)),
+                "finishing": prior_digest(str(PACKAGED_FINISHING)),
+                "sharpness": prior_digest(str(PACKAGED_SHARPNESS)),
                 "device": device.split(":")[0],
                 "version": str(ext.build_info()["version"]),
             }

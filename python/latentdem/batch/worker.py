@@ -142,7 +142,7 @@ class Worker:
 
         check()
         names = ("kernel_size", "noise_std", "blur", "scale", "grid", "method", "steps", "seed",
-                 "boundary", "tile")  # fmt: skip
+                 "boundary", "tile", "assume_blurred")  # fmt: skip
         started = time.perf_counter()
         result = self._solve(
             image,

@@ -22,12 +22,14 @@ from latentdem.devices import find_device
 from latentdem.em.models import ModelOptions
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.em.sharp import SHARP, untouched
 from latentdem.em.steps import EMState, StepReport, run_paper, run_prox
 from latentdem.em.tiles import WINDOW, informative_window, request_key, solve_in_tiles
 from latentdem.io import ImageLike, InputError, to_batch
 from latentdem.operators.blur import BOUNDARIES
 from latentdem.operators.initialization import find_kernel, touches_frame
 from latentdem.operators.super_resolution import upsample
+from latentdem.priors.finishing import FinishingNet, load_finishing
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
 from latentdem.priors.latent import LatentPrior, load_prior, weights_digest
 
@@ -42,6 +44,11 @@ Progress = Callable[[int, int, StepReport], None]
 @lru_cache(maxsize=1)
 def _packaged() -> tuple[LatentPrior, KernelDenoiserNet]:
     return load_prior(), load_kernel_prior()
+
+
+@lru_cache(maxsize=1)
+def _packaged_finishing() -> FinishingNet:
+    return load_finishing()
 
 
 def estimate_noise_std(image: Tensor) -> float:
@@ -74,6 +81,7 @@ def deblur(
     seed: int = 0,
     boundary: str = "auto",
     tile: int | None = 640,
+    assume_blurred: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -108,6 +116,8 @@ def deblur(
         tile: photographs of more than twice its square are restored in tiles of this side, which
             bounds memory and time: the kernel is found in their most informative window.  None:
             never.
+        assume_blurred: deblur what looks sharp, too.  By default a photograph that a classifier
+            is sure to be sharp is left as it is, with a warning in the report.
         checkpoint: folder that finished tiles are kept in; the same call goes on from there.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; by default where the prior is
             (the packaged one: on the CPU).  The result is on the CPU.
@@ -151,11 +161,19 @@ def deblur(
     if next(used_kernel.parameters()).device != place:
         used_kernel = copy.deepcopy(used_kernel).to(place)
     kernel = None if kernel is None else kernel.to(place)
+    finishing = None
+    if isinstance(options, ProxSettings) and options.finishing:
+        finishing = _packaged_finishing()
+        if place.type != "cpu":
+            finishing = copy.deepcopy(finishing).to(place)
     started = time.perf_counter()
     states: list[EMState] = []
     images: list[Tensor] = []
     sigmas: list[float] = []
     sizes: list[int] = []
+    sharp_odds: list[float] = []
+    warnings: list[list[str]] = []
+    may_be_sharp = kernel is None and scale == 1 and not assume_blurred
     limit = "valid" if boundary == "auto" else boundary
     large = tile is not None and limit == "valid" and height * width * scale**2 > 2 * tile**2
     tiled = large and scale == 1 and not model_options.varies
@@ -174,6 +192,16 @@ def deblur(
                 progress(index, len(batch), report)
 
         whole = colour.expand(-1, 3, -1, -1).to(place).contiguous()
+        sigmas.append(sigma)
+        if may_be_sharp:
+            odds, as_it_is = untouched(whole, kernel_size, model_options.patches)
+            sharp_odds.append(odds)
+            if as_it_is is not None:
+                images.append(observed)
+                states.append(as_it_is)
+                sizes.append(kernel_size)
+                warnings.append([SHARP])
+                continue
         size, first, searching = kernel_size, None, time.perf_counter()
         if automatic:
             top, left, tall, wide = (0, 0, height, width)
@@ -214,6 +242,7 @@ def deblur(
                     generator,
                     kernel=known,
                     first_kernel=first,
+                    finishing=finishing,
                     callback=callback,
                 )
             else:
@@ -229,7 +258,14 @@ def deblur(
                     "settings": asdict(options),
                     "blur": blur,
                     "numbers": [sigma, size, seed, tile],
-                    "weights": [*used.digests(), weights_digest(used_kernel)],
+                    "weights": [
+                        *used.digests(),
+                        *(
+                            weights_digest(net)
+                            for net in (used_kernel, finishing)
+                            if net is not None
+                        ),
+                    ],
                     "versions": versions(),
                 }
             found = solve_in_tiles(
@@ -258,7 +294,7 @@ def deblur(
             state.seconds["first_kernel"] += searched
         states.append(state)
         sizes.append(size)
-        sigmas.append(sigma)
+        warnings.append([] if kernel is not None else kernel_warnings(state.kernel))
     seconds = time.perf_counter() - started
     return DeblurResult(
         image=torch.cat(images),
@@ -289,7 +325,9 @@ def deblur(
             "network_evaluations": sum(state.evaluations for state in states),
             "backward_passes": sum(state.backward_passes for state in states),
             "residual_std": [state.history[-1]["residual_std"] for state in states],
-            "warnings": [[] if kernel is not None else kernel_warnings(s.kernel) for s in states],
+            "sharp_log_odds": sharp_odds,
+            "assume_blurred": assume_blurred,
+            "warnings": warnings,
             "versions": versions(),
         },
     )

@@ -52,6 +52,11 @@ class ModelOptions:
         return self.grid != (1, 1)
 
     @property
+    def patches(self) -> int:
+        """Number P of kernels."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def plain(self) -> bool:
         """Whether it is one kernel of any shape."""
         return self == ModelOptions()
@@ -116,7 +121,7 @@ class ModelOptions:
             InputError: another shape, or values that no blur has.
         """
         kernel = torch.as_tensor(kernel, dtype=torch.float32)
-        patches = self.grid[0] * self.grid[1]
+        patches = self.patches
         side = kernel.shape[-1] if kernel.dim() > 1 else 0
         if kernel.dim() < 2 or kernel.shape[-2] != side:
             raise InputError(f"kernel must be square, found {tuple(kernel.shape[-2:])}")

@@ -12,17 +12,15 @@ from torch import Tensor
 from torch.profiler import record_function
 
 import latentdem_ext as ext
+from latentdem.em.finish import finish
 from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
-from latentdem.operators.edges import smooth_total_variation
 from latentdem.operators.forward_model import ForwardModel
+from latentdem.priors.finishing import FinishingNet
 from latentdem.priors.latent import LatentPrior
 
 StepCallback = Callable[["StepReport"], None]
-
-LEAST_NOISE = 0.005
-"""Of the sparse deconvolution: below it the kernel's error is the larger one."""
 
 PHASE = "latentdem."
 """Before the names of the phases in a profile."""
@@ -112,12 +110,13 @@ def run_prox(
     *,
     kernel: Tensor | None = None,
     first_kernel: Tensor | None = None,
+    finishing: FinishingNet | None = None,
     callback: StepCallback | None = None,
 ) -> EMState:
     """EM with the proximal E-step.
 
     ``kernel``: the parameters, if they are known, so that only the image is sought.
-    ``first_kernel``: what step 0 would give.
+    ``first_kernel``: what step 0 would give.  ``finishing``: the network of step 5, or none.
 
     0. first parameters from the observation; of a blur from its edges, coarse to fine
     1. z_0 <- prior at z_t; x_hat = D(z_0)
@@ -126,8 +125,8 @@ def run_prox(
     3. M-step: parameters from the chains' mean of x*; of a blur from its salient edges
     4. z* = z_0 + E(x*) - E(x_hat), and
        z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
-    5. after the last level: total variation takes what the inverse of the blur amplified, and the
-       mean with a deconvolution under sparse gradients is the result
+    5. after the last level: total variation takes what the inverse of the blur amplified, the
+       mean with a deconvolution under sparse gradients follows, and a network corrects that
     """
     blind = kernel is None
     state = EMState(model.padded, torch.empty(0))
@@ -171,21 +170,8 @@ def run_prox(
             noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
             z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
     with state.phase("finish"):
-        state.image = _finish(model, state, settings)
+        state.image = finish(model, images, state.kernel, settings, finishing)
     return state
-
-
-def _finish(model: ForwardModel, state: EMState, settings: ProxSettings) -> Tensor:
-    """The last image without what the inverse amplified, averaged with that of another prior."""
-    image = state.image
-    if settings.total_variation > 0:
-        image = smooth_total_variation(image, settings.total_variation)
-    if settings.sparse_share > 0:
-        weight = settings.sparse_weight * (max(model.noise_std, LEAST_NOISE) / 0.01) ** 2
-        sparse = model.sparse_estimate(state.kernel, weight)
-        if sparse is not None:
-            image = torch.lerp(image, sparse, settings.sparse_share)
-    return image
 
 
 def run_paper(

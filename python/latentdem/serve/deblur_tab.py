@@ -90,6 +90,9 @@ def deblur_tab(page: Page) -> None:
                 )
                 steps = gr.Slider(1, 40, value=16, step=1, label="Steps", elem_id="steps")
                 seed = gr.Textbox("0", label="Seed", max_length=10, elem_id="seed")
+                blurred = gr.Checkbox(
+                    False, label="Deblur it even if it looks sharp", elem_id="assume-blurred"
+                )
             with gr.Row():
                 start = gr.Button("Deblur", variant="primary", elem_id="deblur-start")
                 stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="deblur-cancel")
@@ -132,7 +135,7 @@ def deblur_tab(page: Page) -> None:
 
     def run(
         path: str | None, size: str, longer: int, noise: str, count: float, start_number: str,
-        request: gr.Request,
+        always: bool, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         def make(folder: Path) -> Callable[[Job], tasks.DeblurAnswer]:
             if path is None:
@@ -145,6 +148,7 @@ def deblur_tab(page: Page) -> None:
                     noise_std=number(noise, "the noise"),
                     steps=whole(count, "steps"),
                     seed=whole(start_number, "the seed") or 0,
+                    assume_blurred=always,
                 ),
                 folder,
                 page.limits,
@@ -211,7 +215,7 @@ def deblur_tab(page: Page) -> None:
     outputs = [status, live, slider, details, kernel, facts, advice, *links.outputs]
     connect(
         page, "deblur", start, stop, run,
-        [photo, kernel_size, side, noise_std, steps, seed], outputs,
+        [photo, kernel_size, side, noise_std, steps, seed, blurred], outputs,
     )  # fmt: skip
 
     def check(upload: dict[str, Any] | None) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import latentdem
+from latentdem.em.sharp import SHARP
 from latentdem.em.steps import StepReport
 from latentdem.io import InputError, from_pil, kernel_picture, to_pil
 from latentdem.serve.files import check_picture, open_picture, zip_files
@@ -29,6 +30,11 @@ MOST_VIEWS = 8
 
 ARCHIVE = "latentdem.zip"
 
+SHARP_ADVICE = (
+    "The photograph looks sharp, so it was left as it is. More options has a box to deblur it all "
+    "the same."
+)
+
 
 @dataclass(frozen=True)
 class DeblurRequest:
@@ -41,6 +47,7 @@ class DeblurRequest:
         noise_std: see there.
         steps: see there.
         seed: see there.
+        assume_blurred: see there.
     """
 
     photo: Path
@@ -49,6 +56,7 @@ class DeblurRequest:
     noise_std: float | None = None
     steps: int | None = None
     seed: int = 0
+    assume_blurred: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Jo
             noise_std=request.noise_std,
             steps=request.steps,
             seed=request.seed,
+            assume_blurred=request.assume_blurred,
             progress=show,
         )
         job.check()
@@ -130,7 +139,9 @@ def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Jo
             after=after,
             kernel=large,
             facts=_deblur_facts(result.report, result.kernel[0, 0]),
-            advice=deblur_advice(result.kernel[0, 0], result.report["noise_std"][0]),
+            advice=[SHARP_ADVICE]
+            if SHARP in result.report["warnings"][0]
+            else deblur_advice(result.kernel[0, 0], result.report["noise_std"][0]),
             files=[*files, zip_files(folder / ARCHIVE, files)],
         )
 
