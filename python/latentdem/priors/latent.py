@@ -148,7 +148,21 @@ class LatentPrior:
             ValueError: the prior has no such label.
         """
         abar = float(self.alphas_cumprod[timestep])
-        signal, noise = abar**0.5, (1 - abar) ** 0.5
+        return self.predict_at(noisy, timestep, abar**0.5, (1 - abar) ** 0.5, label)
+
+    def predict_at(
+        self,
+        noisy: Tensor,
+        timestep: int | Tensor,
+        signal: float | Tensor,
+        noise: float | Tensor,
+        label: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`predict` with ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)`` at hand.
+
+        As tensors ``[]`` on the latents' device, like ``timestep``, they are not looked at: nothing
+        waits for a GPU, and one compiled graph serves all timesteps.
+        """
         output = self.denoiser(
             noisy.to(self.dtype).contiguous(memory_format=torch.channels_last),
             timestep,
