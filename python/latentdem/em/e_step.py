@@ -24,6 +24,9 @@ from latentdem.priors.latent import LatentPrior
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 """Of :func:`torch.compile`; the last two replay CUDA graphs."""
 
+GRAPHS = 64
+"""Sizes of canvas and kernel that one process compiles graphs for; torch's own limit is 8."""
+
 Phase = Callable[[str], AbstractContextManager[None]]
 """Books the time of a phase by its name."""
 
@@ -167,8 +170,12 @@ def step_compiled(mode: str, *arguments: object) -> EStep:
     """
     torch.compiler.cudagraph_mark_step_begin()
     try:
-        images, variances, latents = compiled(mode)(*arguments)
-    except torch._dynamo.exc.Unsupported as error:
+        with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+            images, variances, latents = compiled(mode)(*arguments)
+    except (
+        torch._dynamo.exc.TorchDynamoException,
+        torch._dynamo.exc.FailOnRecompileLimitHit,
+    ) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"this E-step cannot be compiled: {reason}") from error
     if latents.device.type == "cuda" and mode != "default":

@@ -37,6 +37,7 @@ class EMState:
     kernel: Tensor
     evaluations: int = 0
     backward_passes: int = 0
+    peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 

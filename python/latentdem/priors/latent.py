@@ -24,6 +24,9 @@ from torch import Tensor
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PACKAGED = ASSETS / "natural.safetensors"
 
+TILE = 512
+"""Least side, in pixels, of the tiles of an autoencoder that works in tiles."""
+
 
 @dataclass
 class LatentPrior:
@@ -44,6 +47,7 @@ class LatentPrior:
         classes: names of the denoiser's labels, the one that is asked for by default first
             (the packaged prior has ``sharp``, ``blurred``, ``unknown``); empty: it has none.
         name: for reports.
+        slicing: pictures pass the autoencoder one by one, see :meth:`economical`.
     """
 
     autoencoder: Any
@@ -59,6 +63,7 @@ class LatentPrior:
     conditioning: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     name: str = "custom"
+    slicing: bool = False
 
     @property
     def timesteps(self) -> int:
@@ -100,8 +105,39 @@ class LatentPrior:
             conditioning=cast_floats(self.conditioning, device=device, dtype=dtype),
         )
 
+    def economical(self, *, slicing: bool = True, tiling: bool = False) -> LatentPrior:
+        """This prior with an autoencoder that takes less memory; the weights are shared.
+
+        Args:
+            slicing: pictures pass the autoencoder one by one.
+            tiling: in overlapping tiles of :data:`TILE` pixels, by diffusers' ``enable_tiling``;
+                the cross-fade between them changes the pictures a little.
+
+        Raises:
+            ValueError: the autoencoder has no ``enable_tiling``.
+
+        >>> load_prior().economical().slicing
+        True
+        """
+        autoencoder = self.autoencoder
+        if tiling:
+            if not hasattr(autoencoder, "enable_tiling"):
+                kind = type(autoencoder).__name__
+                raise ValueError(f"the prior's autoencoder ({kind}) does not work in tiles")
+            autoencoder = copy.copy(autoencoder)
+            autoencoder.enable_tiling()
+            # By default tiles are as large as what the autoencoder was trained on, perhaps tiny.
+            side = getattr(autoencoder, "tile_sample_min_size", None)
+            if side is not None and side < TILE // self.unshuffle:
+                scale = TILE // self.unshuffle / side
+                autoencoder.tile_sample_min_size = TILE // self.unshuffle
+                autoencoder.tile_latent_min_size = round(scale * autoencoder.tile_latent_min_size)
+        return replace(self, autoencoder=autoencoder, slicing=slicing)
+
     def encode(self, image: Tensor) -> Tensor:
         """Mean latents of ``image [B,3,H,W]`` in [0, 1] (values outside are allowed)."""
+        if self.slicing and len(image) > 1:
+            return torch.cat([self.encode(x[None]) for x in image])
         pad = [-side % self.multiple for side in image.shape[-2:]]
         # Replication works for any amount of padding, reflection only below the image's size.
         padded = F.pad(image, (0, pad[1], 0, pad[0]), mode="replicate") if any(pad) else image
@@ -117,6 +153,8 @@ class LatentPrior:
 
     def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Image ``[B,3,H,W]`` of ``size`` (H, W); nominally in [0, 1], not clamped."""
+        if self.slicing and len(latents) > 1:
+            return torch.cat([self.decode(z[None], size) for z in latents])
         z = (latents * self.latent_std + self.latent_mean).to(self.dtype)
         x = self.autoencoder.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
         if self.unshuffle > 1:
