@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentdem.cli_common import console, parse_grid
+from latentdem.cli_common import COMPILE_HELP, DTYPE_HELP, console, parse_grid
 from latentdem.cli_common import fail as _fail
 from latentdem.cli_common import finished as _finished
 from latentdem.cli_common import progress_bar as _progress
@@ -117,6 +117,20 @@ def deblur(
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")
     ] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
+    slicing: Annotated[
+        bool,
+        typer.Option(
+            "--slicing", help="Pictures pass the autoencoder one by one: less memory, more time."
+        ),
+    ] = False,
+    tiling: Annotated[
+        bool,
+        typer.Option(
+            "--tiling", help="The autoencoder works in tiles: for canvases that it could not hold."
+        ),
+    ] = False,
     tile: Annotated[
         int,
         typer.Option(
@@ -156,9 +170,10 @@ def deblur(
     If the result rings or the kernel touches its frame, raise `--kernel-size`; if the kernel is
     a dot, the photograph may be sharp, or out of focus rather than shaken.
     """
+    from latentdem.devices import parse_dtype
     from latentdem.em import deblur as run
-    from latentdem.em.driver import check_device
     from latentdem.em.models import ModelOptions
+    from latentdem.em.options import check_compile, check_device
     from latentdem.em.steps import StepReport
     from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
@@ -170,6 +185,8 @@ def deblur(
             to_batch(path)
         check_writable(output)
         check_device(device)
+        parse_dtype(dtype)
+        check_compile(compile, method)
         rows_columns = parse_grid(grid)
         ModelOptions(blur, scale, rows_columns)
         chosen = load_prior(prior) if prior is not None else None
@@ -193,6 +210,9 @@ def deblur(
                 "device": device,
                 "prior": None if prior is None else str(prior),
             }
+            # Results from before there were these stay what was asked for.
+            request |= {"dtype": dtype} if dtype is not None else {}
+            request |= {"tiling": True} if tiling else {}
             complete = not trace or (folder / TRACE).exists()
             if not force and complete and _finished(folder, request):
                 console.print(f"{path}: already done, see {folder} (--force computes it again)")
@@ -229,6 +249,10 @@ def deblur(
                     boundary=boundary,
                     tile=tile or None,
                     device=device,
+                    dtype=dtype,
+                    compile=compile,
+                    slicing=slicing,
+                    tiling=tiling,
                     checkpoint=folder / TILES,
                     progress=show,
                 )

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from latentdem.cli import app
-from latentdem.cli_common import console, parse_grid
+from latentdem.cli_common import COMPILE_HELP, DTYPE_HELP, console, parse_grid
 from latentdem.cli_common import fail as _fail
 
 if TYPE_CHECKING:
@@ -125,6 +125,16 @@ def batch(
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, or several: **cuda:0,cuda:1**, a worker each.")
     ] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Images of one size that a worker restores together. **auto**: on a GPU as many "
+            "as fit, on a CPU one.",
+        ),
+    ] = "auto",
     tile: Annotated[int, typer.Option(help="As in deblur. 0: never.")] = 640,
     layout: Annotated[
         str,
@@ -184,7 +194,7 @@ def batch(
     `latentdem batch photos -o out --retry-failed`
     """
     from latentdem.batch import Options, run_batch
-    from latentdem.em.driver import check_device
+    from latentdem.em.options import check_device
 
     reporter = None
     started = time.perf_counter()
@@ -201,6 +211,7 @@ def batch(
             boundary=boundary,
             tile=tile or None,
             prior=prior,
+            dtype=dtype,
         )
         if engine != "ray":  # whose devices are elsewhere
             for place in device.split(","):
@@ -218,6 +229,8 @@ def batch(
             layout=layout,
             share=_share(share),
             retry_failed=retry_failed,
+            batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
+            compile=compile,
             report=reporter,
         )
     except (ValueError, FileNotFoundError) as error:

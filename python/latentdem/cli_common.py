@@ -19,6 +19,12 @@ from rich.progress import (
 
 console = Console(stderr=True)
 
+DTYPE_HELP = "Of the networks: **fp16**, **bf16** or **fp32**. Default: fp16 on CUDA, else fp32."
+COMPILE_HELP = (
+    "Compile the E-step into one graph: **default**, or with CUDA graphs **reduce-overhead** or "
+    "**max-autotune**. The first image of a size waits for the compiler."
+)
+
 
 def fail(message: str) -> typer.Exit:
     """Print one line in red; raise what it returns."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import latentdem_ext as ext
 from latentdem.batch.inputs import SEEDS, Item
-from latentdem.em.driver import check_options, solver_settings
+from latentdem.devices import parse_dtype
 from latentdem.em.models import ModelOptions
+from latentdem.em.options import check_options, solver_settings
 from latentdem.io import InputError
 from latentdem.priors import load_prior
 from latentdem.priors.kernel import PACKAGED as PACKAGED_KERNEL
@@ -34,6 +35,7 @@ class Options:
         boundary: ``valid``, ``auto`` or ``circular``.
         tile: side of tiles in pixels; None: never.
         prior: file, folder or hub id; None: the packaged one.
+        dtype: of the networks; None: float16 on CUDA, else the prior's own.
 
     Raises:
         ValueError: an option that no image can be deblurred with.
@@ -50,11 +52,13 @@ class Options:
     boundary: str = "auto"
     tile: int | None = 640
     prior: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         size = 1 if self.kernel_size is None else self.kernel_size
         check_options(size, self.method, self.boundary, self.noise_std, self.tile)
         solver_settings(self.method, self.steps)
+        parse_dtype(self.dtype)
         model = ModelOptions(self.blur, self.scale, self.grid)
         model.check_method(self.method)
         if not -SEEDS <= self.seed < SEEDS:
@@ -76,6 +80,8 @@ class Requests:
             "device": device.split(":")[0],
             "version": str(ext.build_info()["version"]),
         }
+        if options.dtype is None:  # as in runs from before there was a choice
+            del self._common["dtype"]
 
     def options(self, item: Item) -> dict[str, Any]:
         """All that the result depends on but the image itself."""
