@@ -51,9 +51,9 @@ class Solver:
                             [[]] * len(images), report)  # fmt: skip
 
 
-def compute(solver, tasks, batch_size=3):
+def compute(solver, tasks, batch_size=3, **options):
     """Outcomes of tasks that all wait while the first one is computed."""
-    setup = Setup(solve=solver, batch_size=batch_size, threads=1)
+    setup = Setup(solve=solver, batch_size=batch_size, threads=1, **options)
     worker = Worker(setup)
     with ThreadPoolExecutor(len(tasks)) as threads:
         futures = []
@@ -83,6 +83,14 @@ def test_what_waits_is_restored_together_if_it_is_alike():
         assert report["kernel_sizes"] == [5]
         restored = np.asarray(Image.open(BytesIO(outcome.files["restored.png"])))
         assert restored[-1, 0, 0] == int(each.id)
+
+
+def test_compiled_batches_are_whole_or_powers_of_two():
+    solver = Solver()
+    compute(solver, [task(n) for n in range(1, 12)], batch_size=6, compile="default")
+    assert [len(batch) for batch in solver.batches] == [1, 6, 4]
+    compute(solver := Solver(), [task(n) for n in range(1, 5)], batch_size=6, compile="default")
+    assert [len(batch) for batch in solver.batches] == [1, 2, 1]
 
 
 def test_one_that_fails_takes_no_mate_with_it():

@@ -128,7 +128,26 @@ def test_batch_size_follows_free_memory(prior, batches, monkeypatch):
     assert batches == [1, 2, 2] and sorted(several.states) == [0, 1, 2, 3, 4]
 
 
+def test_compiled_batches_have_few_shapes(prior, batches, monkeypatch):
+    several = together.Batches(prior, ProxSettings(), batch_size=8, compile="default")
+    monkeypatch.setattr(
+        together, "run_prox_together",
+        lambda _, tracks, *__, **___: batches.append([t.model.kernel_size for t in tracks])
+        or [steps.EMState(t.model.padded, KERNEL) for t in tracks],
+    )  # fmt: skip
+    image = torch.rand(1, 3, 48, 48)
+    for number in range(11):
+        # Both on the same canvas.
+        model = BlurModel(image, kernel_size=(5, 7)[number > 8], noise_std=0.01)
+        several.add(number, Track(model, torch.Generator(), KERNEL))
+    for _ in range(2):
+        several.add(len(several.states) + 3, Track(model, torch.Generator(), KERNEL))
+    several.finish()
+    assert batches == [[5] * 8, [5], [7] * 4]
+
+
 def test_sizes_of_batches():
+    assert [memory.graph_size(count) for count in (1, 2, 3, 15, 16)] == [1, 2, 2, 8, 16]
     assert memory.batch_size_for(0, 10**12) == 1  # nothing is known
     assert memory.batch_size_for(10**9, 10**8) == 1
     assert memory.batch_size_for(10**9, 10**11) == memory.LARGEST_BATCH

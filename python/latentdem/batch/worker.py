@@ -21,7 +21,7 @@ import torch
 
 from latentdem.devices import parse_dtype
 from latentdem.em.driver import deblur
-from latentdem.em.memory import LARGEST_BATCH, batch_size_for, free_memory
+from latentdem.em.memory import LARGEST_BATCH, batch_size_for, free_memory, graph_size
 from latentdem.em.options import check_device
 from latentdem.em.result import DeblurResult
 from latentdem.io import InputError, decode_image, to_batch
@@ -210,6 +210,8 @@ class Worker:
                 limit = self._limit(first.key)
                 mates = (each for each in self._waiting[1:] if each.key == first.key)
                 taken.extend(islice(mates, limit - 1))
+                if "compile" in self._options and len(taken) < limit:
+                    taken = taken[: graph_size(len(taken))]
             self._waiting = [each for each in self._waiting if each not in taken]
             return taken
 

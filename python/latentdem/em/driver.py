@@ -159,12 +159,12 @@ def deblur(
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
     place = used.device if device is None else check_device(device)
-    dtype = _known_dtype(dtype)
+    dtype = parse_dtype(dtype)
     if dtype is None and place.type == "cuda" and device is not None:
         dtype = torch.float16
     used = used.to(place, dtype)
     if slicing or tiling:
-        used = used.economical(slicing=slicing, tiling=tiling)
+        used = used.economical(slicing=slicing or used.slicing, tiling=tiling)
     if next(used_kernel.parameters()).device != place:
         used_kernel = copy.deepcopy(used_kernel).to(place)
     kernel = None if kernel is None else kernel.to(place)
@@ -319,13 +319,6 @@ def _like_input(restored: Tensor, observed: Tensor, scale: int) -> Tensor:
     if alpha.shape[1]:
         restored = torch.cat([restored, upsample(alpha, scale).clamp(0, 1)], 1)
     return restored
-
-
-def _known_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    try:
-        return parse_dtype(dtype)
-    except ValueError as error:
-        raise InputError(str(error)) from None
 
 
 def kernel_warnings(kernel: Tensor) -> list[str]:

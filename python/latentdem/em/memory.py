@@ -70,6 +70,15 @@ def batch_size_for(bytes_per_image: int, free: int) -> int:
     return max(1, min(LARGEST_BATCH, int(SHARE * free / bytes_per_image)))
 
 
+def graph_size(count: int) -> int:
+    """The largest power of two up to ``count``: compiled batches have few sizes, a graph each.
+
+    >>> graph_size(13)
+    8
+    """
+    return 1 << (count.bit_length() - 1)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that torch could still allocate on a GPU, those that it holds unused included."""
     free, _ = torch.cuda.mem_get_info(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latentdem.em.memory import batch_size_for, free_memory, measured
+from latentdem.em.memory import batch_size_for, free_memory, graph_size, measured
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, Track, run_paper, run_prox, run_prox_together
 from latentdem.io import InputError
@@ -10,6 +10,9 @@ from latentdem.operators.blur import BlurModel
 from latentdem.priors.latent import LatentPrior
 
 AUTO = "auto"
+
+Key = tuple[int, ...]
+"""Height and width of a canvas, and for compiled steps the kernel's size."""
 
 
 def check_batch_size(batch_size: int | str) -> None:
@@ -26,7 +29,8 @@ class Batches:
     """Restores photographs by the canvas, ``batch_size`` of them at once.
 
     ``auto`` restores one by one on a CPU, where the networks are busy with one photograph.  On a
-    GPU the first one of a canvas is measured, and what is free decides on the others.
+    GPU the first one of a canvas is measured, and what is free decides on the others.  Compiled
+    batches that are not full are halved, and hold kernels of one size: each shape is a graph.
 
     Args:
         prior: latent diffusion prior.
@@ -45,33 +49,39 @@ class Batches:
     ) -> None:
         self._prior, self._settings = prior, settings
         self._batch_size, self._compile = batch_size, compile
-        self._waiting: dict[tuple[int, int], list[tuple[int, Track]]] = {}
-        self._bytes: dict[tuple[int, int], int] = {}
+        self._waiting: dict[Key, list[tuple[int, Track]]] = {}
+        self._bytes: dict[Key, int] = {}
         self.states: dict[int, EMState] = {}
         """By the photograph's number; the images cropped to their observations."""
 
-    def limit(self, canvas: tuple[int, int]) -> int:
-        """Photographs of a canvas that are restored together."""
+    def _limit(self, key: Key) -> int:
+        """Photographs that are restored together."""
         if not isinstance(self._batch_size, str):
             return self._batch_size
-        if self._prior.device.type != "cuda" or canvas not in self._bytes:
+        if self._prior.device.type != "cuda" or key not in self._bytes:
             return 1
-        return batch_size_for(self._bytes[canvas], free_memory(self._prior.device))
+        return batch_size_for(self._bytes[key], free_memory(self._prior.device))
 
     def add(self, number: int, track: Track) -> None:
         """Take one more; restores those that wait for it, when they are enough."""
         if not isinstance(self._settings, ProxSettings):
             self.states[number] = self.solve(track)
             return
-        canvas = track.model.canvas
-        self._waiting.setdefault(canvas, []).append((number, track))
-        if len(self._waiting[canvas]) >= self.limit(canvas):
-            self._restore(canvas)
+        key: Key = track.model.canvas
+        if self._compile is not None:
+            key = (*key, getattr(track.model, "kernel_size", 0))
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append((number, track))
+        if len(waiting) >= self._limit(key):
+            self._restore(key, len(waiting))
 
     def finish(self) -> None:
         """Restore what still waits."""
-        for canvas in list(self._waiting):
-            self._restore(canvas)
+        for key, waiting in self._waiting.items():
+            while waiting:
+                # By halves, if compiled: each size of a batch is a graph of its own.
+                count = len(waiting)
+                self._restore(key, count if self._compile is None else graph_size(count))
 
     def solve(self, track: Track) -> EMState:
         """One photograph by itself, now, by either method."""
@@ -100,14 +110,17 @@ class Batches:
                 )
         return _finished(state, track, peak.bytes)
 
-    def _restore(self, canvas: tuple[int, int]) -> None:
+    def _restore(self, key: Key, count: int) -> None:
+        """Restore the first ``count`` of those that wait."""
         settings = self._settings
         assert isinstance(settings, ProxSettings)
-        numbers, tracks = zip(*self._waiting.pop(canvas), strict=True)
+        waiting = self._waiting[key]
+        numbers, tracks = zip(*waiting[:count], strict=True)
+        del waiting[:count]
         with measured(self._prior.device) as peak:
             states = run_prox_together(self._prior, tracks, settings, compile=self._compile)
         share = peak.bytes // len(tracks)
-        self._bytes[canvas] = max(self._bytes.get(canvas, 0), share)
+        self._bytes[key] = max(self._bytes.get(key, 0), share)
         for number, track, state in zip(numbers, tracks, states, strict=True):
             self.states[number] = _finished(state, track, share)
 
