@@ -92,10 +92,10 @@ class _ForbidSynchronisation(TorchDispatchMode):
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         ):
             reason = "a shape depends on values"
-        if name == "copy_" and args[0].device != args[1].device:
-            # torch passes it in its place or by its name.
-            if not (args[2] if len(args) > 2 else (kwargs or {}).get("non_blocking", False)):
-                reason = f"a copy from {args[1].device} to {args[0].device}"
+        # torch passes it in its place or by its name.
+        waits = name == "copy_" and not (args[2:] or ((kwargs or {}).get("non_blocking"),))[0]
+        if waits and args[0].device != args[1].device:
+            reason = f"a copy from {args[1].device} to {args[0].device}"
         if reason is None:
             found = function(*args, **(kwargs or {}))
             if name != "_to_copy" or found.device == args[0].device:
