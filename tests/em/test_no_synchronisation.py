@@ -7,6 +7,7 @@ import latentdem
 import latentdem_ext as ext
 from latentdem.devices import SynchronisationError, no_synchronisation, parse_dtype
 from latentdem.em import steps
+from latentdem.em.recording import PhaseClock, Recorder
 from latentdem.em.settings import ProxSettings
 from latentdem.evaluate import photograph_crop
 from latentdem.operators.motion import random_motion_kernel
@@ -71,6 +72,56 @@ def test_a_family_of_kernels_is_drawn_by_the_processor(blurred, guarded):
     """The exception that the documents name."""
     with pytest.raises(SynchronisationError, match="aten::"):
         latentdem.deblur(blurred, blur="defocus", kernel_size=9, settings=QUICK)
+
+
+class Event:
+    """Stands in for that of a GPU."""
+
+    def __init__(self, enable_timing=False):
+        self.recorded = self.awaited = False
+
+    def record(self):
+        self.recorded = True
+
+    def synchronize(self):
+        assert self.recorded
+        self.awaited = True
+
+    def elapsed_time(self, end):
+        assert end.awaited
+        return 250.0
+
+
+def test_on_a_gpu_reports_come_one_step_late(monkeypatch):
+    """The bookkeeping, with tensors of the CPU."""
+    real = torch.empty
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda *sizes, pin_memory, **kind: real(*sizes, **kind))
+    told, gpu = [], torch.device("cuda")
+    recorder = Recorder([30, 20, 10], lambda report: told.append(report), gpu)
+    for step in range(3):
+        variance = torch.tensor(0.25) / 4**step
+        recorder.record(variance, torch.full((1, 3, 2, 2), float(step)), torch.rand(1, 1, 3, 3))
+        assert [report.step for report in told] == list(range(step))
+    history = recorder.history()
+    assert [row["residual_std"] for row in history] == [0.5, 0.25, 0.125]
+    assert [row["timestep"] for row in history] == [30, 20, 10]
+    for step, (report, row) in enumerate(zip(told, history, strict=True)):
+        assert float(report.image[0, 0, 0, 0]) == report.step == row["step"] == step
+        assert {name: getattr(report, name) for name in row} == row
+
+
+def test_phases_are_timed_where_they_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = PhaseClock(torch.device("cuda"))
+    for _ in range(2):
+        with clock.phase("prior"):
+            pass
+    assert clock.seconds() == {"prior": 0.5} == clock.seconds()
+    processor = PhaseClock(torch.device("cpu"))
+    with processor.phase("prior"):
+        pass
+    assert 0 < processor.seconds()["prior"] < 0.2
 
 
 @pytest.mark.needs_cuda

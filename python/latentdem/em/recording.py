@@ -90,10 +90,14 @@ class Recorder:
     Args:
         schedule: timestep of each step.
         callback: told of every step, or none.
+        device: of the tensors to come.
     """
 
-    def __init__(self, schedule: list[int], callback: StepCallback | None) -> None:
+    def __init__(
+        self, schedule: list[int], callback: StepCallback | None, device: torch.device
+    ) -> None:
         self._schedule, self._callback = schedule, callback
+        self._on_gpu = device.type == "cuda"
         self._numbers: list[Tensor] = []
         self._late: tuple[Tensor, torch.cuda.Event, Tensor, Tensor] | None = None
         self._reported = 0
@@ -104,7 +108,7 @@ class Recorder:
         self._numbers.append(numbers)
         if self._callback is None:
             return
-        if numbers.device.type != "cuda":
+        if not self._on_gpu:
             self._report(numbers, image, kernel)
             return
         self.flush()

@@ -167,8 +167,9 @@ def run_prox_together(
         noises.append(
             torch.stack([_noise(latents, track.generator) for _ in schedule[1:]] or [latents])
         )
-    recorders = [Recorder(schedule, track.callback) for track in tracks]
-    clock = PhaseClock(starts[0].device)
+    device = starts[0].device
+    recorders = [Recorder(schedule, track.callback, device) for track in tracks]
+    clock = PhaseClock(device)
     _trajectory(
         prior, tracks, states, recorders, clock, levels,
         torch.cat(starts), torch.cat(noises, 1), settings, compile,
