@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from latentdem.cli_common import (
+    COMPILE_HELP,
+    DTYPE_HELP,
     FastDecoderOption,
     GuidanceOption,
     NegativePromptOption,
@@ -129,6 +131,20 @@ def deblur(
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")
     ] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
+    slicing: Annotated[
+        bool,
+        typer.Option(
+            "--slicing", help="Pictures pass the autoencoder one by one: less memory, more time."
+        ),
+    ] = False,
+    tiling: Annotated[
+        bool,
+        typer.Option(
+            "--tiling", help="The autoencoder works in tiles: for canvases that it could not hold."
+        ),
+    ] = False,
     tile: Annotated[
         int,
         typer.Option(
@@ -177,9 +193,10 @@ def deblur(
     If the result rings or the kernel touches its frame, raise `--kernel-size`. A photograph that
     looks sharp is left as it is (`--assume-blurred` deblurs it).
     """
+    from latentdem.devices import parse_dtype
     from latentdem.em import deblur as run
-    from latentdem.em.driver import check_device
     from latentdem.em.models import ModelOptions
+    from latentdem.em.options import check_compile, check_device
     from latentdem.em.steps import StepReport
     from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
@@ -191,6 +208,8 @@ def deblur(
             to_batch(path)
         check_writable(output)
         check_device(device)
+        parse_dtype(dtype)
+        check_compile(compile, method)
         rows_columns = parse_grid(grid)
         ModelOptions(blur, scale, rows_columns)
         asked = given(
@@ -222,6 +241,9 @@ def deblur(
                 "prior": None if prior is None else str(prior),
                 **asked,
             }
+            # Results from before there were these stay what was asked for.
+            request |= {"dtype": dtype} if dtype is not None else {}
+            request |= {"tiling": True} if tiling else {}
             complete = not trace or (folder / TRACE).exists()
             if not force and complete and _finished(folder, request):
                 console.print(f"{path}: already done, see {folder} (--force computes it again)")
@@ -259,6 +281,10 @@ def deblur(
                     tile=tile or None,
                     assume_blurred=assume_blurred,
                     device=device,
+                    dtype=dtype,
+                    compile=compile,
+                    slicing=slicing,
+                    tiling=tiling,
                     checkpoint=folder / TILES,
                     progress=show,
                 )

@@ -17,6 +17,8 @@ from rich.progress import (
 
 from latentdem.cli import app
 from latentdem.cli_common import (
+    COMPILE_HELP,
+    DTYPE_HELP,
     FastDecoderOption,
     GuidanceOption,
     NegativePromptOption,
@@ -136,6 +138,16 @@ def batch(
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, or several: **cuda:0,cuda:1**, a worker each.")
     ] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Images of one size that a worker restores together. **auto**: on a GPU as many "
+            "as fit, on a CPU one.",
+        ),
+    ] = "auto",
     tile: Annotated[int, typer.Option(help="As in deblur. 0: never.")] = 640,
     assume_blurred: Annotated[
         bool, typer.Option("--assume-blurred", help="As in deblur: sharp photographs, too.")
@@ -198,7 +210,7 @@ def batch(
     `latentdem batch photos -o out --retry-failed`
     """
     from latentdem.batch import Options, run_batch
-    from latentdem.em.driver import check_device
+    from latentdem.em.options import check_device
 
     reporter = None
     started = time.perf_counter()
@@ -220,6 +232,7 @@ def batch(
             negative_prompt=negative_prompt,
             guidance=guidance,
             fast_decoder=fast_decoder,
+            dtype=dtype,
         )
         if engine != "ray":  # whose devices are elsewhere
             for place in device.split(","):
@@ -237,6 +250,8 @@ def batch(
             layout=layout,
             share=_share(share),
             retry_failed=retry_failed,
+            batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
+            compile=compile,
             report=reporter,
         )
     except (ValueError, FileNotFoundError) as error:

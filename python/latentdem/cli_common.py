@@ -19,6 +19,11 @@ from rich.progress import (
 
 console = Console(stderr=True)
 
+DTYPE_HELP = "Of the networks: **fp16**, **bf16** or **fp32**. Default: fp16 on CUDA, else fp32."
+COMPILE_HELP = (
+    "Compile the E-step into one graph: **default**, or with CUDA graphs **reduce-overhead** or "
+    "**max-autotune**. The first image of a size waits for the compiler."
+)
 PromptOption = Annotated[
     str | None,
     typer.Option(help="What the pictures show, for a prior that takes text."),

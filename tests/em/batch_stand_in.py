@@ -73,7 +73,9 @@ def results(output):
         content = path.read_bytes()
         if path.suffix == ".json":
             report = json.loads(content)
-            for name in [name for name in report if name.startswith("seconds")]:
+            for name in [
+                name for name in report if name.startswith(("seconds", "peak_memory_bytes"))
+            ]:
                 del report[name]
             content = json.dumps(report)
         found[str(path.relative_to(output))] = content

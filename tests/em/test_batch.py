@@ -26,6 +26,7 @@ from latentdem.batch.engines import LocalEngine, Pool, Seat
 from latentdem.batch.output import locked
 from latentdem.batch.worker import Setup
 from latentdem.cli import app
+from latentdem.em import together
 from latentdem.io import InputError, atomic_folder, open_image
 
 RUNNER = CliRunner()
@@ -228,7 +229,7 @@ def test_tiles_of_a_large_photograph_are_kept(tmp_path, monkeypatch):
     photos.mkdir()
     picture(1, 100, 100).save(photos / "large.png")
     options = Options(kernel_size=5, steps=1, tile=64)
-    calls, real = [], latentdem.em.driver.run_prox
+    calls, real = [], together.run_prox
 
     def run_prox(*arguments, **others):
         calls.append(1)
@@ -236,7 +237,7 @@ def test_tiles_of_a_large_photograph_are_kept(tmp_path, monkeypatch):
             raise MemoryError("no room")
         return real(*arguments, **others)
 
-    monkeypatch.setattr(latentdem.em.driver, "run_prox", run_prox)
+    monkeypatch.setattr(together, "run_prox", run_prox)
     assert run_batch([photos], out, options, threads=1).failed == 1
     assert rows(out / "manifest.sqlite")[0][2] == "MemoryError: no room"
     assert len(list(out.glob(".tiles/*/000/*.safetensors"))) == 2

@@ -12,11 +12,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from em import batch_stand_in
 from em.batch_stand_in import lines, make_folder, results, wait_for
+from PIL import Image
 from typer.testing import CliRunner
 
 from latentdem.cli import app
@@ -134,6 +137,31 @@ def test_killed_again_and_again(commands, photos, uninterrupted, tmp_path, seed)
         assert known <= done(out)
     # Only what was being computed, or on its way to the disk, was begun again.
     assert len(commands.started()) - begin <= COUNT + 2 * len(kills)
+
+
+def test_killed_within_a_batch(commands, photos, uninterrupted, tmp_path):
+    """Images that are restored together are done one by one all the same."""
+    out, now = tmp_path / "out", len(commands.started())
+    arguments = (photos, "-o", out, *QUICK, "--threads", 1, "--batch-size", 3)
+    process = commands.start(*arguments)
+    assert wait_for(lambda: len(commands.started()) >= now + 2 or not alive(process))
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+    assert commands.ended() == -signal.SIGKILL
+    known = done(out)
+    # Another batch size makes no other request.
+    commands.start(*arguments[:-1], 2)
+    assert commands.ended() == 0
+    assert len(done(out)) == COUNT and known <= done(out)
+    assert results(out).keys() == uninterrupted.keys()
+    for path in out.rglob("restored.png"):
+        name = str(path.relative_to(out))
+        left, right = (
+            np.asarray(Image.open(BytesIO(found[name]))).astype(float)
+            for found in (results(out), uninterrupted)
+        )
+        # M-steps choose edges by thresholds, so that rounding does not stay rounding.
+        assert np.sqrt(np.mean((left - right) ** 2)) < 2
 
 
 def workers_of(process):

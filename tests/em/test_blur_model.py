@@ -89,7 +89,9 @@ def test_residual_variance_sees_only_the_observation():
     delta[..., 2, 2] = 1
     other = model.padded + 5 * (1 - model.mask)
     assert model.residual_variance(other, delta) < 1e-9
-    assert model.residual_variance(other + 0.1 * model.mask, delta) == pytest.approx(0.01, rel=1e-3)
+    assert float(model.residual_variance(other + 0.1 * model.mask, delta)) == pytest.approx(
+        0.01, rel=1e-3
+    )
 
 
 def test_edge_step_is_not_fooled_by_ringing():
@@ -204,11 +206,11 @@ def test_clipped_highlights_are_no_observation():
         brighter = model.padded.clone()
         # What is there does not matter: neither to the proximal step nor to the residual.
         x = model.proximal(image, kernel, ratio=0.1)
-        residual = model.residual_variance(image, kernel)
+        residual = float(model.residual_variance(image, kernel))
         model.crop(brighter)[:, :, 3:6, 4:6] = 5
         model.padded = model.target = brighter
         assert torch.allclose(model.proximal(image, kernel, ratio=0.1), x, atol=1e-5)
-        assert model.residual_variance(image, kernel) == pytest.approx(residual, rel=1e-5)
+        assert float(model.residual_variance(image, kernel)) == pytest.approx(residual, rel=1e-5)
         assert float(model.window[..., 3:6, 4:6].max()) == 0
 
 

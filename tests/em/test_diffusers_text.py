@@ -32,7 +32,7 @@ from latentdem.batch import Options
 from latentdem.batch.inputs import Item
 from latentdem.batch.request import PRIOR_OPTIONS, Requests, digest
 from latentdem.cli import app
-from latentdem.devices import find_dtype
+from latentdem.devices import parse_dtype
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.io import to_pil
 from latentdem.priors import LatentPrior, load_prior
@@ -131,9 +131,9 @@ def test_number_formats(tmp_path):
     folder, _ = save_stable_diffusion(tmp_path / "one")
     prior = load_prior(folder, dtype=torch.float16, images=IMAGES)
     assert prior.autoencoder.dtype == prior.dtype == torch.float16
-    assert load_prior(dtype="bf16").dtype == find_dtype("bf16") == torch.bfloat16
+    assert load_prior(dtype="bf16").dtype == parse_dtype("bf16") == torch.bfloat16
     for wrong in ("half", torch.int32):
-        with pytest.raises(ValueError, match="dtype must be fp16, bf16, fp32 or torch's own"):
+        with pytest.raises(ValueError, match="dtype must be fp32, fp16 or bf16"):
             load_prior(folder, dtype=wrong)
 
 

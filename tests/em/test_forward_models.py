@@ -80,7 +80,7 @@ def test_residual_variance_is_that_of_the_observed(model, parameters):
     image = torch.rand(2, 3, *model.canvas).double()
     misfit = (model.simulate(image, parameters) - model.target)[..., model.mask[0, 0] > 0]
     expected = float(misfit.square().mean())
-    assert model.residual_variance(image, parameters) == pytest.approx(expected, rel=1e-9)
+    assert float(model.residual_variance(image, parameters)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_chains_do_not_matter_to_one_another():

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import latentdem
 import latentdem_ext as ext
 from latentdem import cli
-from latentdem.em import driver, tiles
+from latentdem.em import tiles, together
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, StepReport
 from latentdem.em.tiles import blend_weight, informative_window, solve_in_tiles, spans
@@ -180,7 +180,7 @@ def test_command_goes_on_after_a_kill(blurred, tmp_path, monkeypatch):
     to_pil(blurred[0][0]).save(photo)
     command = ["deblur", str(photo), "-o", str(out), "--kernel-size", "9", "--steps", "1",
                "--tile", "120"]  # fmt: skip
-    real, calls = driver.run_prox, []
+    real, calls = together.run_prox, []
 
     def killed(*arguments, **options):
         if len(calls) == 2:
@@ -188,12 +188,12 @@ def test_command_goes_on_after_a_kill(blurred, tmp_path, monkeypatch):
         calls.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(driver, "run_prox", killed)
+    monkeypatch.setattr(together, "run_prox", killed)
     assert CliRunner().invoke(cli.app, command).exit_code != 0
     assert len(list((out / cli.TILES).rglob("*.safetensors"))) == 2
     assert not (out / "report.json").exists()
     done = []
-    monkeypatch.setattr(driver, "run_prox", lambda *a, **o: done.append(1) or real(*a, **o))
+    monkeypatch.setattr(together, "run_prox", lambda *a, **o: done.append(1) or real(*a, **o))
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.output
     assert len(done) == 3  # four tiles and a kernel in all

@@ -167,7 +167,7 @@ def run_fast_em(
                 std = settings.image_error * prior.error_std(timestep)
                 state.kernel = denoised_kernel(model, estimate, state.kernel, std, settings)
         with state.phase("e_step"):
-            variance = model.residual_variance(estimate, state.kernel)
+            variance = float(model.residual_variance(estimate, state.kernel))
             excess = max(0.0, variance - model.noise_std**2)
             guided = guided_prediction(
                 prior,

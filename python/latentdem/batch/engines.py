@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from latentdem.batch.worker import DEPTH, Outcome, Setup, Task, Worker
+from latentdem.batch.worker import Outcome, Setup, Task, Worker
 from latentdem.io import InputError
 
 START_SECONDS = 600.0
@@ -28,7 +28,7 @@ class Engine(Protocol):
     """What the driver asks of an engine.
 
     Attributes:
-        slots: tasks that it takes at once; each worker holds :data:`DEPTH`.
+        slots: tasks that it takes at once; each worker holds :attr:`Setup.depth`.
         shares_disk: whether workers see the driver's output folder.
     """
 
@@ -52,9 +52,9 @@ class LocalEngine:
     shares_disk = True
 
     def __init__(self, setup: Setup) -> None:
-        self.slots = DEPTH
+        self.slots = setup.depth
         self._worker = Worker(setup)
-        self._threads = ThreadPoolExecutor(DEPTH, "stage")
+        self._threads = ThreadPoolExecutor(setup.depth, "stage")
 
     def submit(self, task: Task) -> Future[Outcome]:
         """See :class:`Engine`."""
@@ -92,7 +92,7 @@ class Pool:
     shares_disk = True
 
     def __init__(self, setups: Sequence[Setup]) -> None:
-        self.slots = DEPTH * len(setups)
+        self.slots = sum(setup.depth for setup in setups)
         self._setups = list(setups)
         self._lock = threading.Lock()
         self._seats = [Seat(index) for index in range(len(setups))]
@@ -247,7 +247,7 @@ def serve(connection: Connection, setup: Setup) -> None:
         except BaseException:
             os._exit(1)  # an answer that never comes would be waited for; a dead worker is replaced
 
-    threads = ThreadPoolExecutor(DEPTH, "stage")
+    threads = ThreadPoolExecutor(setup.depth, "stage")
     try:
         connection.send(None)
         while True:

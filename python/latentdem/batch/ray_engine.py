@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from latentdem.batch.engines import START_SECONDS, Pool, Seat, WorkerLost
-from latentdem.batch.worker import DEPTH, Outcome, Setup, Task, Worker
+from latentdem.batch.worker import Outcome, Setup, Task, Worker
 from latentdem.io import InputError
 
 LOOPBACK = "127.0.0.1"
@@ -81,7 +81,7 @@ class RayEngine(Pool):
             .options(
                 num_cpus=setup.threads or 1,
                 num_gpus=int(setup.device != "cpu"),
-                max_concurrency=DEPTH + 1,  # one more, so that ready() need not wait
+                max_concurrency=setup.depth + 1,  # one more, so that ready() need not wait
                 max_restarts=0,
             )
             .remote(setup)

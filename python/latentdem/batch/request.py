@@ -10,8 +10,9 @@ from typing import Any
 
 import latentdem_ext as ext
 from latentdem.batch.inputs import SEEDS, Item
-from latentdem.em.driver import check_options, solver_settings
+from latentdem.devices import parse_dtype
 from latentdem.em.models import ModelOptions
+from latentdem.em.options import check_options, solver_settings
 from latentdem.io import InputError
 from latentdem.priors import load_prior
 from latentdem.priors.conditioning import check_guidance
@@ -45,6 +46,7 @@ class Options:
         negative_prompt: None: the model's own default.
         guidance: None: 1, none.
         fast_decoder: folder or hub id; None: the prior's own.
+        dtype: of the networks; None: float16 on CUDA, else the prior's own.
 
     Raises:
         ValueError: an option that no image can be deblurred with.
@@ -66,11 +68,13 @@ class Options:
     negative_prompt: str | None = None
     guidance: float | None = None
     fast_decoder: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         size = 1 if self.kernel_size is None else self.kernel_size
         check_options(size, self.method, self.boundary, self.noise_std, self.tile)
         solver_settings(self.method, self.steps)
+        parse_dtype(self.dtype)
         model = ModelOptions(self.blur, self.scale, self.grid)
         model.check_method(self.method)
         if not -SEEDS <= self.seed < SEEDS:
@@ -104,6 +108,8 @@ class Requests:
             own["fast_decoder"] = decoder_digest(options.fast_decoder)
         # Only what was given: requests without these options stay what they were.
         plain = {k: v for k, v in asdict(options).items() if k not in PRIOR_OPTIONS}
+        if options.dtype is None:
+            del plain["dtype"]
         self._common = (
             plain
             | own

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from latentdem.batch.manifest import DONE, FAILED, Manifest
 from latentdem.batch.output import Output, locked
 from latentdem.batch.request import Options, Requests, digest
 from latentdem.batch.worker import FOLDERS, Outcome, Setup, Task
+from latentdem.em.options import check_compile
+from latentdem.em.together import check_batch_size
 from latentdem.io import InputError, check_writable
 
 ENGINES = ("auto", "local", "processes", "ray")
@@ -163,6 +165,8 @@ def run_batch(
     share: tuple[int, int] | None = None,
     retry_failed: bool = False,
     group: bool = True,
+    batch_size: int | str = 1,
+    compile: str | None = None,
     solve: Callable[..., Any] | None = None,
     report: Report | None = None,
 ) -> Summary:
@@ -182,6 +186,9 @@ def run_batch(
             beside other processes.
         retry_failed: failed images are tried again.
         group: neighbouring images get similar sizes.
+        batch_size: images that a worker restores together, if they are of one size (and those that
+            wait are); ``auto``: on a GPU as many as fit, on a CPU one.
+        compile: as for :func:`latentdem.deblur`.
         solve: see :class:`~latentdem.batch.worker.Setup`.
         report: told of every image.
 
@@ -199,6 +206,8 @@ def run_batch(
     if share is not None and not 0 <= share[0] < share[1]:
         raise InputError(f"share must be r of R with 0 <= r < R, found {share[0]} of {share[1]}")
     folder, suffix = Path(output), "" if share is None else f"-{share[0]}"
+    check_batch_size(batch_size)
+    check_compile(compile, options.method)
     place = Output(folder, layout, suffix)
     requests = Requests(options, device)
     check_writable(folder)
@@ -208,8 +217,9 @@ def run_batch(
             driver = _Driver(manifest, place, requests, group=group, report=report)
             driver.register(inputs, share, retry_failed)
             if driver.summary.before < driver.summary.images:
-                setup: dict[str, Any] = {"prior": options.prior}
-                setup["prior_options"] = options.prior_options()
+                setup: dict[str, Any] = {"prior": options.prior, "dtype": options.dtype}
+                setup |= {"prior_options": options.prior_options()}
+                setup |= {"compile": compile, "batch_size": batch_size}
                 setup |= {} if solve is None else {"solve": solve}
                 place.clear()
                 driver.run(make_engine(engine, workers, device, threads, setup, address))
@@ -369,7 +379,8 @@ class _Driver:
         except WorkerLost as error:
             losses = self._losses[task.id] = self._losses.get(task.id, 0) + 1
             if losses < LOSSES:
-                again.appendleft(task)
+                # Whichever it died of, the others shall not die of it again.
+                again.appendleft(replace(task, alone=True))
             else:
                 self._failed(task.id, task.input, f"{losses} workers died with it, last: {error}")
             return None

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,15 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import latentdem_ext as ext
-from latentdem.devices import find_device
+from latentdem.devices import parse_dtype
+from latentdem.em.memory import memory_kind
 from latentdem.em.models import ModelOptions
+from latentdem.em.options import check_compile, check_device, check_options, solver_settings
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.sharp import SHARP, untouched
-from latentdem.em.steps import EMState, StepReport, run_paper, run_prox
+from latentdem.em.steps import EMState, StepReport, Track
 from latentdem.em.tiles import WINDOW, informative_window, request_key, solve_in_tiles
+from latentdem.em.together import Batches, check_batch_size
 from latentdem.io import ImageLike, InputError, to_batch
-from latentdem.operators.blur import BOUNDARIES
 from latentdem.operators.initialization import find_kernel, touches_frame
 from latentdem.operators.super_resolution import upsample
 from latentdem.priors.finishing import FinishingNet, load_finishing
@@ -36,7 +38,6 @@ from latentdem.priors.latent import LatentPrior, load_prior, weights_digest
 DOT = 0.2
 """A kernel whose largest value is above this blurs over few pixels, if at all."""
 
-METHODS = ("prox", "paper")
 Progress = Callable[[int, int, StepReport], None]
 """Called as ``progress(index of the image, number of images, report)`` at every step."""
 
@@ -85,6 +86,10 @@ def deblur(
     checkpoint: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    compile: str | None = None,
+    slicing: bool = False,
+    tiling: bool = False,
+    batch_size: int | str = 1,
     settings: ProxSettings | PaperSettings | None = None,
     progress: Progress | None = None,
 ) -> DeblurResult:
@@ -121,8 +126,15 @@ def deblur(
         checkpoint: folder that finished tiles are kept in; the same call goes on from there.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; by default where the prior is
             (the packaged one: on the CPU).  The result is on the CPU.
-        dtype: of the networks, torch's or ``fp16``, ``bf16``, ``fp32``; by default float16 on
-            CUDA and the prior's own elsewhere.  Data term and kernel are float32.
+        dtype: of the networks, ``fp16``, ``bf16`` or ``fp32`` (or torch's own); by default float16
+            on CUDA and the prior's own elsewhere.  Data term and kernel are float32.
+        compile: compile the E-step into one graph, in a mode of :func:`torch.compile`: ``default``,
+            or with CUDA graphs ``reduce-overhead`` or ``max-autotune``.  Worth it for many
+            photographs of one size: the first one waits for the compiler.
+        slicing: pictures pass the autoencoder one by one, which takes less memory and more time.
+        tiling: the autoencoder works in overlapping tiles, for canvases that it could not hold.
+        batch_size: photographs of a batch that the networks see at once (method ``prox``), or
+            ``auto``: as many as fit on a GPU, one on a CPU.
         settings: everything else, a :class:`ProxSettings` or :class:`PaperSettings`.
         progress: called at every step.
 
@@ -146,6 +158,8 @@ def deblur(
     if kernel_size is None:
         kernel_size = model_options.default_kernel_size(height, width)
     check_options(kernel_size, method, boundary, noise_std, tile)
+    check_compile(compile, method)
+    check_batch_size(batch_size)
     if kernel_size > min(height, width) * scale:
         raise InputError(
             f"kernel_size {kernel_size} is larger than the image ({height} x {width} pixels)"
@@ -155,9 +169,12 @@ def deblur(
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
     place = used.device if device is None else check_device(device)
+    dtype = parse_dtype(dtype)
     if dtype is None and place.type == "cuda" and device is not None:
         dtype = torch.float16
     used = used.to(place, dtype)
+    if slicing or tiling:
+        used = used.economical(slicing=slicing or used.slicing, tiling=tiling)
     if next(used_kernel.parameters()).device != place:
         used_kernel = copy.deepcopy(used_kernel).to(place)
     kernel = None if kernel is None else kernel.to(place)
@@ -167,12 +184,11 @@ def deblur(
         if place.type != "cpu":
             finishing = copy.deepcopy(finishing).to(place)
     started = time.perf_counter()
-    states: list[EMState] = []
-    images: list[Tensor] = []
     sigmas: list[float] = []
     sizes: list[int] = []
+    searches: list[float] = []
     sharp_odds: list[float] = []
-    warnings: list[list[str]] = []
+    sharp: set[int] = set()
     may_be_sharp = kernel is None and scale == 1 and not assume_blurred
     limit = "valid" if boundary == "auto" else boundary
     large = tile is not None and limit == "valid" and height * width * scale**2 > 2 * tile**2
@@ -183,8 +199,10 @@ def deblur(
             "are many: crop or shrink the photograph, or pass tile=None (--tile 0) and have memory"
         )
     tiles: list[dict[str, Any]] = []
+    batches = Batches(used, options, batch_size=batch_size, compile=compile, finishing=finishing)
+    own_networks = [used_kernel] if finishing is None else [used_kernel, finishing]
     for index, observed in enumerate(batch.split(1)):
-        colour, alpha = observed[:, :3], observed[:, 3:]
+        colour = observed[:, :3]
         sigma = estimate_noise_std(colour) if noise_std is None else noise_std
 
         def callback(report: StepReport, index: int = index) -> None:
@@ -192,15 +210,16 @@ def deblur(
                 progress(index, len(batch), report)
 
         whole = colour.expand(-1, 3, -1, -1).to(place).contiguous()
-        sigmas.append(sigma)
         if may_be_sharp:
             odds, as_it_is = untouched(whole, kernel_size, model_options.patches)
             sharp_odds.append(odds)
             if as_it_is is not None:
-                images.append(observed)
-                states.append(as_it_is)
+                batches.states[index] = as_it_is
+                sharp.add(index)
                 sizes.append(kernel_size)
-                warnings.append([SHARP])
+                sigmas.append(sigma)
+                searches.append(0.0)
+                tiles += [{}] if tiled else []
                 continue
         size, first, searching = kernel_size, None, time.perf_counter()
         if automatic:
@@ -215,17 +234,20 @@ def deblur(
                 kernel_prior=used_kernel,
             )
             size = first.shape[-1]
-        searched = time.perf_counter() - searching
+        searches.append(time.perf_counter() - searching)
+        sizes.append(size)
+        sigmas.append(sigma)
+        told = None if progress is None else callback
 
-        def solve(
+        def prepare(
             part: Tensor,
             known: Tensor | None,
             own_seed: int,
-            callback: Callable[[StepReport], None],
+            callback: Callable[[StepReport], None] | None,
             sigma: float = sigma,
             size: int = size,
             first: Tensor | None = None if tiled or model_options.varies else first,
-        ) -> EMState:
+        ) -> Track:
             model = model_options.build(
                 part,
                 kernel_size=size,
@@ -233,22 +255,16 @@ def deblur(
                 boundary=limit,
                 kernel_prior=used_kernel,
             )
-            generator = torch.Generator().manual_seed(own_seed)
-            if isinstance(options, ProxSettings):
-                found = run_prox(
-                    used,
-                    model,
-                    options,
-                    generator,
-                    kernel=known,
-                    first_kernel=first,
-                    finishing=finishing,
-                    callback=callback,
-                )
-            else:
-                found = run_paper(used, model, options, generator, kernel=known, callback=callback)
-            found.image = model.crop(found.image)
-            return found
+            return Track(model, torch.Generator().manual_seed(own_seed), known, first, callback)
+
+        def solve(
+            part: Tensor,
+            known: Tensor | None,
+            own_seed: int,
+            callback: Callable[[StepReport], None],
+            prepare: Callable[..., Track] = prepare,
+        ) -> EMState:
+            return batches.solve(prepare(part, known, own_seed, callback))
 
         if tiled:
             assert tile is not None
@@ -258,14 +274,7 @@ def deblur(
                     "settings": asdict(options),
                     "blur": blur,
                     "numbers": [sigma, size, seed, tile],
-                    "weights": [
-                        *used.digests(),
-                        *(
-                            weights_digest(net)
-                            for net in (used_kernel, finishing)
-                            if net is not None
-                        ),
-                    ],
+                    "weights": [*used.digests(), *map(weights_digest, own_networks)],
                     "versions": versions(),
                 }
             found = solve_in_tiles(
@@ -278,23 +287,25 @@ def deblur(
                 seed=seed,
                 checkpoint=None if checkpoint is None else Path(checkpoint) / f"{index:03d}",
                 key=request_key(whole, kernel, facts),
-                callback=callback,
+                callback=told,
             )
-            state = found.state
+            batches.states[index] = found.state
             tiles.append({"window": found.window, "tiles": found.tiles})
         else:
-            state = solve(whole, kernel, seed, callback)
-        restored = state.image.clamp(0, 1).cpu()
-        if colour.shape[1] == 1:
-            restored = restored.mean(1, keepdim=True)
-        if alpha.shape[1]:
-            restored = torch.cat([restored, upsample(alpha, scale).clamp(0, 1)], 1)
-        images.append(restored)
+            batches.add(index, prepare(whole, kernel, seed, told))
+    batches.finish()
+    states = [batches.states[index] for index in range(len(batch))]
+    for state, searched in zip(states, searches, strict=True):
         if automatic and "first_kernel" in state.seconds:
             state.seconds["first_kernel"] += searched
-        states.append(state)
-        sizes.append(size)
-        warnings.append([] if kernel is not None else kernel_warnings(state.kernel))
+    images = [
+        x if index in sharp else _like_input(state.image, x, scale)
+        for index, (state, x) in enumerate(zip(states, batch.split(1), strict=True))
+    ]
+    warnings = [
+        [SHARP] if index in sharp else [] if kernel is not None else kernel_warnings(state.kernel)
+        for index, state in enumerate(states)
+    ]
     seconds = time.perf_counter() - started
     return DeblurResult(
         image=torch.cat(images),
@@ -320,6 +331,8 @@ def deblur(
             "device": str(place),
             "dtype": str(used.dtype).removeprefix("torch."),
             "image_size": [height, width],
+            "peak_memory_bytes": [state.peak_memory_bytes for state in states],
+            "peak_memory_kind": memory_kind(place),
             "seconds": round(seconds, 3),
             "seconds_by_phase": _add_up([state.seconds for state in states]),
             "network_evaluations": sum(state.evaluations for state in states),
@@ -333,22 +346,15 @@ def deblur(
     )
 
 
-def check_device(name: torch.device | str) -> torch.device:
-    """The device called ``name``, if this machine and the native module have it.
-
-    Raises:
-        InputError: they don't; a line that says what to do.
-    """
-    try:
-        device = find_device(name, "the operators run")
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if device.type == "cuda" and not ext.build_info()["cuda"]:
-        raise InputError(
-            f"device '{name}' cannot be used: latentdem_ext was built without CUDA; build it "
-            "beside a CUDA torch and its nvcc with LATENTDEM_CUDA=on"
-        )
-    return device
+def _like_input(restored: Tensor, observed: Tensor, scale: int) -> Tensor:
+    """The restored ``[1,3,H,W]`` on the CPU, in [0, 1] and in the observation's channels."""
+    restored = restored.clamp(0, 1).cpu()
+    colour, alpha = observed[:, :3], observed[:, 3:]
+    if colour.shape[1] == 1:
+        restored = restored.mean(1, keepdim=True)
+    if alpha.shape[1]:
+        restored = torch.cat([restored, upsample(alpha, scale).clamp(0, 1)], 1)
+    return restored
 
 
 def kernel_warnings(kernel: Tensor) -> list[str]:
@@ -392,41 +398,3 @@ def versions() -> dict[str, str]:
         "diffusers": of("diffusers"),
         "python": platform.python_version(),
     }
-
-
-def check_options(
-    kernel_size: int, method: str, boundary: str, noise_std: float | None, tile: int | None
-) -> None:
-    """Check what can be checked of :func:`deblur`'s options before there is an image.
-
-    Raises:
-        InputError: an option that no image can be deblurred with.
-    """
-    if method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
-    if boundary not in BOUNDARIES:
-        raise InputError(f"boundary must be one of {', '.join(BOUNDARIES)}, found '{boundary}'")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise InputError(f"kernel_size must be odd and positive, found {kernel_size}")
-    if noise_std is not None and not 0 < noise_std < 1:
-        raise InputError(f"noise_std must lie between 0 and 1, found {noise_std}")
-    if tile is not None and tile < 64:
-        raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
-
-
-def solver_settings(
-    method: str, steps: int | None, settings: ProxSettings | PaperSettings | None = None
-) -> ProxSettings | PaperSettings:
-    """The settings of ``method``: those given, or its own, with ``steps`` put in.
-
-    Raises:
-        ValueError: settings of the other method, or steps that cannot be taken.
-    """
-    kind = ProxSettings if method == "prox" else PaperSettings
-    if settings is None:
-        settings = kind()
-    if not isinstance(settings, kind):
-        raise InputError(
-            f"method '{method}' takes {kind.__name__}, found {type(settings).__name__}"
-        )
-    return settings if steps is None else replace(settings, steps=steps)

@@ -15,6 +15,16 @@ from torch import Tensor
 
 from latentdem.io import atomic_folder, comparison_picture, kernel_picture, kernel_sheet, to_pil
 
+PER_IMAGE = (
+    "kernel_sizes",
+    "noise_std",
+    "tiles",
+    "residual_std",
+    "warnings",
+    "peak_memory_bytes",
+)
+"""Entries of a report that are lists with one member for each image."""
+
 
 @dataclass
 class DeblurResult:
@@ -28,6 +38,8 @@ class DeblurResult:
         observation: the input ``[B,C,H,W]``.
         history: for each image, a list with a dictionary for each EM step.
         report: settings, seed, seconds by phase, residual, versions; JSON-ready.
+            ``peak_memory_bytes`` is what each image took beyond the networks' weights,
+            ``peak_memory_kind`` how it was measured (:func:`latentdem.em.memory.measured`).
     """
 
     image: Tensor
@@ -50,6 +62,41 @@ class DeblurResult:
                 for name, content in self.files(index).items():
                     (partial / name).write_bytes(content)
         return target
+
+    def split(self) -> list[DeblurResult]:
+        """A result for each image of the batch, as if it had been deblurred by itself.
+
+        Its seconds, evaluations and backward passes are its share of the batch's.
+        """
+        count, sizes = len(self.image), self.report.get("kernel_sizes")
+        found = []
+        for index in range(count):
+            report = dict(self.report)
+            for name in PER_IMAGE:
+                if report.get(name):  # without tiles, there is a list of none
+                    report[name] = [report[name][index]]
+            for name in ("seconds", "network_evaluations", "backward_passes"):
+                if name in report:
+                    share = report[name] / count
+                    report[name] = round(share, 3) if name == "seconds" else round(share)
+            phases = report.get("seconds_by_phase", {})
+            report["seconds_by_phase"] = {k: round(v / count, 3) for k, v in phases.items()}
+            kernel = self.kernel[index : index + 1]
+            if sizes is not None:
+                report["kernel_size"] = sizes[index]
+                frame = (kernel.shape[-1] - sizes[index]) // 2
+                inside = slice(frame, kernel.shape[-1] - frame)
+                kernel = kernel[..., inside, inside]
+            found.append(
+                DeblurResult(
+                    self.image[index : index + 1],
+                    kernel,
+                    self.observation[index : index + 1],
+                    [self.history[index]],
+                    report,
+                )
+            )
+        return found
 
     def files(self, index: int = 0) -> dict[str, bytes]:
         """What :meth:`save` writes for one image of the batch: contents by file name."""

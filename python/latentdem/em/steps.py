@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,41 +12,15 @@ from torch import Tensor
 from torch.profiler import record_function
 
 import latentdem_ext as ext
+from latentdem.em.e_step import Levels, step_compiled, step_eagerly
 from latentdem.em.finish import finish
+from latentdem.em.recording import PHASE, PhaseClock, Recorder, StepCallback, StepReport
 from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
 from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors.finishing import FinishingNet
 from latentdem.priors.latent import LatentPrior
-
-StepCallback = Callable[["StepReport"], None]
-
-PHASE = "latentdem."
-"""Before the names of the phases in a profile."""
-
-
-@dataclass
-class StepReport:
-    """What one step leaves behind, for the history, the progress bar, and pictures.
-
-    Args:
-        step: from zero.
-        steps: of the whole run.
-        timestep: t.
-        residual_std: root mean square residual over the observed pixels.
-        kernel_peak: largest value of the kernel.
-        image: current estimate under the observation, ``[1,3,H,W]``, not clamped.
-        kernel: current parameters of the forward model; of a blur ``[1,1,k,k]``.
-    """
-
-    step: int
-    steps: int
-    timestep: int
-    residual_std: float
-    kernel_peak: float
-    image: Tensor = field(repr=False)
-    kernel: Tensor = field(repr=False)
 
 
 @dataclass
@@ -61,6 +35,7 @@ class EMState:
     kernel: Tensor
     evaluations: int = 0
     backward_passes: int = 0
+    peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -101,7 +76,6 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-@torch.no_grad()
 def run_prox(
     prior: LatentPrior,
     model: ForwardModel,
@@ -112,11 +86,13 @@ def run_prox(
     first_kernel: Tensor | None = None,
     finishing: FinishingNet | None = None,
     callback: StepCallback | None = None,
+    compile: str | None = None,
 ) -> EMState:
     """EM with the proximal E-step.
 
     ``kernel``: the parameters, if they are known, so that only the image is sought.
     ``first_kernel``: what step 0 would give.  ``finishing``: the network of step 5, or none.
+    ``compile``: a mode of :func:`torch.compile`.
 
     0. first parameters from the observation; of a blur from its edges, coarse to fine
     1. z_0 <- prior at z_t; x_hat = D(z_0)
@@ -128,50 +104,129 @@ def run_prox(
     5. after the last level: total variation takes what the inverse of the blur amplified, the
        mean with a deconvolution under sparse gradients follows, and a network corrects that
     """
-    blind = kernel is None
-    state = EMState(model.padded, torch.empty(0))
-    with state.phase("first_kernel"):
-        if kernel is None:
-            kernel = first_kernel
-        state.kernel = model.start_parameters() if kernel is None else kernel
+    track = Track(model, generator, kernel, first_kernel, callback)
+    return run_prox_together(prior, [track], settings, compile=compile, finishing=finishing)[0]
+
+
+@dataclass
+class Track:
+    """One photograph among those that are restored together; arguments as for :func:`run_prox`."""
+
+    model: ForwardModel
+    generator: torch.Generator
+    kernel: Tensor | None = None
+    first_kernel: Tensor | None = None
+    callback: StepCallback | None = None
+
+
+@torch.no_grad()
+def run_prox_together(
+    prior: LatentPrior,
+    tracks: Sequence[Track],
+    settings: ProxSettings,
+    *,
+    compile: str | None = None,
+    finishing: FinishingNet | None = None,
+) -> list[EMState]:
+    """:func:`run_prox` of several photographs on one canvas: the networks see all chains at once.
+
+    Data terms and M-steps are each photograph's own, so that the results are those of
+    :func:`run_prox` up to rounding.  The loop never waits for the device.
+
+    Args:
+        prior: latent diffusion prior, on the observations' device.
+        tracks: at least one, with forward models of the same canvas.
+        settings: of all.
+        compile: a mode of :func:`torch.compile`, or none.
+        finishing: network of the last step, or none.
+
+    Returns:
+        A state for each track, with its share of the seconds.
+
+    Raises:
+        ValueError: canvases of different sizes, or an E-step that cannot be compiled.
+    """
+    sizes = {track.model.canvas for track in tracks}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"photographs restored together must share a canvas, found {sorted(sizes)}"
+        )
+    states = []
+    for track in tracks:
+        state = EMState(track.model.padded, torch.empty(0))
+        with state.phase("first_kernel"):
+            given = track.first_kernel if track.kernel is None else track.kernel
+            state.kernel = track.model.start_parameters() if given is None else given
+        states.append(state)
     schedule = descending(round(settings.start * (prior.timesteps - 1)), settings.steps)
-    abar = float(prior.alphas_cumprod[schedule[0]])
-    latents = prior.encode(model.padded).expand(settings.chains, -1, -1, -1)
-    z = abar**0.5 * latents + (1 - abar) ** 0.5 * _noise(latents, generator)
-    for step, timestep in enumerate(schedule):
-        with state.phase("prior"):
-            z0, _ = prior.predict(z, timestep)
-            estimate = prior.decode(z0, model.canvas)
-            state.evaluations += settings.chains
-        with state.phase("e_step"):
-            variance = model.residual_variance(estimate, state.kernel)
-            excess = max(0.0, variance - model.noise_std**2)
-            s2 = model.noise_std**2 + settings.excess_weight * excess
-            r = settings.error_scale * prior.error_std(timestep)
-            images = model.proximal(
-                estimate, state.kernel, ratio=s2 / r**2, imputations=settings.imputations
-            )
-            state.image = images.mean(0, keepdim=True)
-        residual = model.residual_variance(state.image, state.kernel) ** 0.5
-        state.record(model, step, len(schedule), timestep, residual, callback)
-        if step + 1 == len(schedule):
-            break
-        if blind:
-            with state.phase("m_step"):
-                state.kernel = model.update(state.image, state.kernel, settings.m_step)
-        with state.phase("encoder"):
-            # One by one, which bounds the memory of the full-resolution layers.
-            change = torch.cat([prior.encode(x[None]) for x in (*images, *estimate)])
-            target = z0 + change[: len(z0)] - change[len(z0) :]
-            abar = float(prior.alphas_cumprod[timestep])
-            predicted = (z - abar**0.5 * target) / (1 - abar) ** 0.5
-            abar = float(prior.alphas_cumprod[schedule[step + 1]])
-            fresh = settings.fresh_noise
-            noise = (1 - fresh) ** 0.5 * predicted + fresh**0.5 * _noise(z, generator)
-            z = abar**0.5 * target + (1 - abar) ** 0.5 * noise
-    with state.phase("finish"):
-        state.image = finish(model, images, state.kernel, settings, finishing)
-    return state
+    levels = Levels.of(prior, schedule, settings.error_scale)
+    starts, noises = [], []
+    for track in tracks:
+        latents = prior.encode(track.model.padded).expand(settings.chains, -1, -1, -1)
+        signal, noise = levels.numbers[0, :2]
+        starts.append(signal * latents + noise * _noise(latents, track.generator))
+        # All of it now: an upload would make the loop wait.
+        noises.append(
+            torch.stack([_noise(latents, track.generator) for _ in schedule[1:]] or [latents])
+        )
+    device = starts[0].device
+    recorders = [Recorder(schedule, track.callback, device) for track in tracks]
+    clock = PhaseClock(device)
+    chains = _trajectory(
+        prior, tracks, states, recorders, clock, levels,
+        torch.cat(starts), torch.cat(noises, 1), settings, compile,
+    )  # fmt: skip
+    seconds = clock.seconds()
+    for track, state, recorder, images in zip(tracks, states, recorders, chains, strict=True):
+        state.history = recorder.history()
+        state.evaluations = settings.chains * len(schedule)
+        state.seconds |= {name: each / len(tracks) for name, each in seconds.items()}
+        with state.phase("finish"):
+            state.image = finish(track.model, images, state.kernel, settings, finishing)
+    return states
+
+
+def _trajectory(
+    prior: LatentPrior,
+    tracks: Sequence[Track],
+    states: Sequence[EMState],
+    recorders: Sequence[Recorder],
+    clock: PhaseClock,
+    levels: Levels,
+    z: Tensor,
+    noises: Tensor,
+    settings: ProxSettings,
+    compile: str | None,
+) -> list[Tensor]:
+    """The loop over the noise levels; x* of every photograph's chains after the last.
+
+    Nothing in it may ask a tensor for its value.
+    """
+    models = [track.model for track in tracks]
+    variances = torch.stack([model.padded.new_full((), model.noise_std**2) for model in models])
+    steps = len(levels.timesteps)
+    for step in range(steps):
+        last = step + 1 == steps
+        arguments = (
+            prior, models, z, noises[min(step, len(noises) - 1)],
+            [state.kernel for state in states], variances,
+            levels.timesteps[step], levels.numbers[step], settings,
+        )  # fmt: skip
+        if compile is None:
+            found = step_eagerly(clock.phase, last, *arguments)
+        else:
+            with clock.phase("e_step"):
+                found = step_compiled(compile, *arguments)
+        z = found.latents
+        for track, state, recorder, image, variance in zip(
+            tracks, states, recorders, found.images, found.variances, strict=True
+        ):
+            state.image = image
+            recorder.record(variance, track.model.crop(image), state.kernel)
+            if track.kernel is None and not last:
+                with clock.phase("m_step"):
+                    state.kernel = track.model.update(image, state.kernel, settings.m_step)
+    return found.chains
 
 
 def run_paper(

@@ -216,6 +216,7 @@ def solve_in_tiles(
             store.save(name, *kept)
             state.evaluations += found.evaluations
             state.backward_passes += found.backward_passes
+            state.peak_memory_bytes = max(state.peak_memory_bytes, found.peak_memory_bytes)
             for phase, seconds in found.seconds.items():
                 state.seconds[phase] = state.seconds.get(phase, 0.0) + seconds
         state.history += kept[1]

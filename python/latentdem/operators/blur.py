@@ -151,7 +151,9 @@ class BlurModel(ForwardModel):
         self.mask = observation.new_zeros(1, 1, *self.canvas)
         usable = 1 - clipped(observation)
         self.crop(self.mask).copy_(usable)
-        self._pixels = max(1, int(usable.sum()))
+        # Tensor and flag, so that the E-step asks the device for nothing.
+        self._values = (usable.sum() * observation.shape[1]).clamp_min(1)
+        self._known = bool((self.mask > 0).all())
         self.padded = self.target = self._pad(observation)
         self.window = self._window(height, width) if boundary == "valid" else None
         if float(usable.min()) < 1:
@@ -196,11 +198,11 @@ class BlurModel(ForwardModel):
         """``k * x`` on the canvas ``[1,C,H_c,W_c]``; circular, which the margin makes harmless."""
         return ext.blur_conv2d(image, kernel, boundary="circular")
 
-    def residual_variance(self, image: Tensor, parameters: Tensor) -> float:
-        """Mean squared residual over the observed pixels of ``image [N,C,H_c,W_c]``."""
+    def residual_variance(self, image: Tensor, parameters: Tensor) -> Tensor:
+        """Mean squared residual over the observed pixels of ``image [N,C,H_c,W_c]``: ``[]``."""
         target = self.padded.expand(len(image), -1, -1, -1)
         loss = ext.blur_data_term(image, parameters, target, boundary="circular", mask=self.mask)
-        return 2 * float(loss.mean()) / (self._pixels * self.observation.shape[1])
+        return 2 * loss.mean() / self._values
 
     def initial_kernel(self) -> Tensor:
         """A 5 x 5 box: a start that neither a delta nor a full box is."""
@@ -213,7 +215,7 @@ class BlurModel(ForwardModel):
     # E-step -----------------------------------------------------------------------------
 
     def proximal(
-        self, estimate: Tensor, kernel: Tensor, *, ratio: float, imputations: int = 3
+        self, estimate: Tensor, kernel: Tensor, *, ratio: float | Tensor, imputations: int = 3
     ) -> Tensor:
         """``argmin_x ||k * x - y||^2 / (2 s^2) + ||x - x_hat||^2 / (2 r^2)``, in Fourier space.
 
@@ -223,17 +225,16 @@ class BlurModel(ForwardModel):
         Args:
             estimate: x_hat, ``[N,C,H_c,W_c]``, N chains of one observation.
             kernel: ``[1,1,k,k]``.
-            ratio: ``s^2 / r^2``.
+            ratio: ``s^2 / r^2``, a number or ``[]`` on the device.
             imputations: passes; one suffices where nothing is missing.
         """
-        known = self._pixels == self.canvas[0] * self.canvas[1]
         return ext.wiener_deconv2d(
             estimate,
             self.padded,
             kernel,
             ratio,
-            mask=None if known else self.mask,
-            passes=1 if known else imputations,
+            mask=None if self._known else self.mask,
+            passes=1 if self._known else imputations,
         )
 
     def sparse_estimate(self, parameters: Tensor, weight: float) -> Tensor | None:
@@ -286,8 +287,10 @@ class BlurModel(ForwardModel):
             prepared=self._prepared_grey if own else None,
         )
         found = solve_kernel(lags, cross, weight).clamp_min(0)
-        total = float(found.sum())
-        kernel = _tidy(found / total) if total > 0 else before
+        # Chosen on the device: to ask which it is would mean waiting for it.
+        total = found.sum()
+        some = total > 0
+        kernel = torch.where(some, _tidy(torch.where(some, found / total, before)), before)
         return KernelFit(kernel, before, lags, cross)
 
     def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
@@ -364,12 +367,14 @@ def align(kernel: Tensor, reference: Tensor) -> Tensor:
     side = kernel.shape[-1]
     size = (2 * side, 2 * side)  # lags of both signs without wrapping round
     spectrum = torch.fft.rfft2(reference, s=size) * torch.fft.rfft2(kernel, s=size).conj()
-    best = int(torch.fft.irfft2(spectrum, s=size).flatten().argmax())
-    down, right = ((lag + side) % (2 * side) - side for lag in divmod(best, 2 * side))
+    best = torch.fft.irfft2(spectrum, s=size).flatten().argmax()
     grid = kernel.new_zeros(1, 1, 3 * side, 3 * side)
     grid[..., side : 2 * side, side : 2 * side] = kernel
-    moved = grid.roll((down, right), (-2, -1))[..., side : 2 * side, side : 2 * side]
-    return moved / moved.sum()
+    place = torch.arange(side, 2 * side, device=kernel.device)
+    for dim, lag in ((-2, best // (2 * side)), (-1, best % (2 * side))):
+        # By index and not by roll(), which wants to know how far.
+        grid = grid.index_select(dim, place - ((lag + side) % (2 * side) - side))
+    return grid / grid.sum()
 
 
 def _mirror(side: int, before: int, after: int) -> Tensor:

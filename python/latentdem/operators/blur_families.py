@@ -60,7 +60,7 @@ class FamilyBlurModel(BlurModel):
             observation, kernel_size=kernel_size, noise_std=noise_std, boundary=boundary
         )
         self.family = family
-        self.sizes = candidate_sizes(family, kernel_size)
+        self.sizes = candidate_sizes(family, kernel_size).to(observation)
         self.kernels = family_kernels(family, kernel_size, self.sizes).to(observation)
         spectrum = torch.fft.rfft2(self.kernels, s=(2 * kernel_size, 2 * kernel_size))
         lags = torch.fft.irfft2(spectrum.abs().square(), s=(2 * kernel_size, 2 * kernel_size))
@@ -75,14 +75,20 @@ class FamilyBlurModel(BlurModel):
 
     def size_of(self, kernel: Tensor) -> float:
         """Radius or standard deviation, in pixels, of the member that ``kernel [1,1,k,k]`` is."""
+        return float(self._size_of(kernel))
+
+    def _size_of(self, kernel: Tensor) -> Tensor:
         difference = (self.kernels - kernel).square().sum((1, 2, 3))
-        return float(self.sizes[int(difference.argmin())])
+        return self.sizes.gather(0, difference.argmin()[None])[0]
 
     def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
         """M-step: the size that explains the observation's gradients by the image's edges.
 
         ``max_r <b, k_r>^2 / <k_r, A k_r>`` with the normal equations A and b: least squares with
         the edges' contrast left free, since smoothing them takes some of it.
+
+        The size goes to the processor, where kernels are drawn, and the kernel back: with this
+        model alone a step waits for its GPU.
         """
         size = (self.kernel_size, self.kernel_size)
         lags, cross = ext.kernel_map_statistics(
@@ -96,16 +102,17 @@ class FamilyBlurModel(BlurModel):
         energy = (lags * self._autocorrelations[:, 0]).sum((-2, -1))
         match = (cross * self.kernels[:, 0]).sum((-2, -1)).clamp_min(0)
         score = match.square() / energy.clamp_min(1e-12)
-        best = float(_peak(self.sizes, score.cpu()))
-        before = self.size_of(parameters)
-        found = torch.lerp(torch.tensor(best), torch.tensor(before), settings.momentum)
+        best = _peak(self.sizes, score)
+        found = torch.lerp(best, self._size_of(parameters), settings.momentum).cpu()
         return family_kernels(self.family, self.kernel_size, found[None]).to(parameters)
 
 
 def _peak(places: Tensor, values: Tensor) -> Tensor:
     """Where the parabola through the largest of ``values [N]`` and its neighbours peaks."""
-    best = int(values.argmax().clamp(1, len(values) - 2))
-    left, middle, right = values[best - 1 : best + 2].double()
+    best = values.argmax().clamp(1, len(values) - 2)
+    around = best + torch.arange(-1, 2, device=values.device)
+    left, middle, right = values.double().gather(0, around).unbind()
     bend = left - 2 * middle + right
     offset = torch.where(bend < 0, (left - right) / (2 * bend), torch.zeros_like(bend)).clamp(-1, 1)
-    return F.relu(places[best] + offset * (places[1] - places[0]))
+    step = offset.to(places) * (places[1] - places[0])
+    return F.relu(places.gather(0, best[None])[0] + step)

@@ -71,21 +71,20 @@ class ForwardModel(ABC):
             (pulled,) = torch.autograd.grad(self.simulate(image, parameters), image, residual)
         return pulled
 
-    def residual_variance(self, image: Tensor, parameters: Tensor) -> float:
-        """Mean squared residual over what was observed, of ``image [N,C,H_c,W_c]``."""
+    def residual_variance(self, image: Tensor, parameters: Tensor) -> Tensor:
+        """Mean squared residual over what was observed, of ``image [N,C,H_c,W_c]``: ``[]``."""
         misfit = self.mask * (self.simulate(image, parameters) - self.target)
-        count = float(self.mask.sum()) * misfit.shape[0] * misfit.shape[1]
-        return float(misfit.square().sum()) / count
+        return misfit.square().sum() / (self.mask.sum() * misfit.shape[0] * misfit.shape[1])
 
     def proximal(
-        self, estimate: Tensor, parameters: Tensor, *, ratio: float, imputations: int = 3
+        self, estimate: Tensor, parameters: Tensor, *, ratio: float | Tensor, imputations: int = 3
     ) -> Tensor:
         """``argmin_x ||mask (A_phi x - y)||^2 / (2 s^2) + ||x - x_hat||^2 / (2 r^2)``.
 
         Args:
             estimate: x_hat, ``[N,C,H_c,W_c]``, N chains of one observation.
             parameters: phi.
-            ratio: ``s^2 / r^2``.
+            ratio: ``s^2 / r^2``, a number or ``[]`` on the device (which EM gives).
             imputations: effort; of models that impute what was not observed, their passes, and
                 here, five conjugate gradient steps for each.
         """
@@ -96,7 +95,13 @@ class ForwardModel(ABC):
         return None
 
     def solve(
-        self, estimate: Tensor, parameters: Tensor, *, ratio: float, start: Tensor, steps: int
+        self,
+        estimate: Tensor,
+        parameters: Tensor,
+        *,
+        ratio: float | Tensor,
+        start: Tensor,
+        steps: int,
     ) -> Tensor:
         """The proximal step by conjugate gradients from ``start``, each chain by itself."""
 

@@ -133,7 +133,7 @@ def _split_objective(
 
 
 def _data(model: BlurModel, kernel: Tensor, image: Tensor) -> float:
-    return 0.5 * model.residual_variance(image, kernel) * model.observation.numel()
+    return 0.5 * float(model.residual_variance(image, kernel)) * model.observation.numel()
 
 
 def _adjoint(model: BlurModel, image: Tensor, kernel: Tensor) -> Tensor:

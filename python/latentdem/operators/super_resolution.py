@@ -65,6 +65,9 @@ class SuperResolutionModel(BlurModel):
         area = (..., slice(top, top + height), slice(left, left + width))
         self.mask[area] = 1 - clipped(observation)
         self.target[area] = observation
+        self._known = bool(self.mask.min() > 0)
+        self._point = torch.zeros_like(self.mask)
+        self._point[..., 0, 0] = 1
 
     # That of the fine picture's blur does not fit.
     residual_variance = ForwardModel.residual_variance
@@ -83,7 +86,7 @@ class SuperResolutionModel(BlurModel):
         return pulled.roll((self._offset, self._offset), (-2, -1))
 
     def proximal(
-        self, estimate: Tensor, parameters: Tensor, *, ratio: float, imputations: int = 3
+        self, estimate: Tensor, parameters: Tensor, *, ratio: float | Tensor, imputations: int = 3
     ) -> Tensor:
         """``x = x_hat + A' (A A' + ratio)^-1 (y - A x_hat)`` with A = S K.
 
@@ -92,15 +95,12 @@ class SuperResolutionModel(BlurModel):
         problems", IEEE TIP 2016).  Unobserved coarse pixels are imputed by the model itself.
         """
         size = (self.mask.shape[-2], self.mask.shape[-1])
-        point = self.mask.new_zeros(1, 1, *size)
-        point[..., 0, 0] = 1
-        response = self.simulate(self.adjoint(point, parameters), parameters)
+        response = self.simulate(self.adjoint(self._point, parameters), parameters)
         # Symmetric, up to rounding: its spectrum is real.
         power = torch.fft.rfft2(response).real.clamp_min(0) + ratio
         predicted = self.simulate(estimate, parameters)
-        known = bool(self.mask.min() > 0)
         x, simulated = estimate, predicted
-        for done in range(1 if known else imputations):
+        for done in range(1 if self._known else imputations):
             if done:
                 simulated = self.simulate(x, parameters)
             wanted = torch.lerp(simulated, self.target.expand_as(simulated), self.mask)

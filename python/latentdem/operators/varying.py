@@ -54,6 +54,11 @@ class VaryingBlurModel(BlurModel):
             for before, side, after in ((self.top, height, bottom), (self.left, width, right))
         ]
         self.weights = inside[:, index[0]][:, :, index[1]].to(observation)
+        self._windows = [self.crop(weight)[None, None].contiguous() for weight in self.weights]
+        if self.window is not None:
+            self._windows = [window * self.window for window in self._windows]
+        squares = torch.stack([window.square().sum() for window in self._windows])
+        self._shares = (squares / self.grey.numel()).tolist()
 
     # That of a uniform blur does not fit.
     residual_variance = ForwardModel.residual_variance
@@ -74,7 +79,7 @@ class VaryingBlurModel(BlurModel):
         return super().start_parameters().expand(-1, len(self.weights), -1, -1).contiguous()
 
     def proximal(
-        self, estimate: Tensor, parameters: Tensor, *, ratio: float, imputations: int = 3
+        self, estimate: Tensor, parameters: Tensor, *, ratio: float | Tensor, imputations: int = 3
     ) -> Tensor:
         """Conjugate gradients, started where every patch is deblurred by its own kernel alone."""
         start = torch.zeros_like(estimate)
@@ -88,14 +93,8 @@ class VaryingBlurModel(BlurModel):
         """M-step of every patch under its own window; less is known there, so it weighs less."""
         edges = self.edges(image, settings)
         kernels = []
-        for weight, before in zip(self.weights, parameters[0]):
-            window = self.crop(weight)[None, None]
-            if self.window is not None:
-                window = window * self.window
-            share = float(window.square().sum()) / self.grey.numel()
-            kernel = before[None, None]
-            fit = self.fit_edges(
-                edges, kernel, weight=share * settings.kernel_weight, window=window.contiguous()
-            )
+        for window, share, before in zip(self._windows, self._shares, parameters[0], strict=True):
+            weight = share * settings.kernel_weight
+            fit = self.fit_edges(edges, before[None, None], weight=weight, window=window)
             kernels.append(self.settle(fit, settings))
         return torch.cat(kernels, 1)

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from torch import Tensor
 
-from latentdem.devices import find_dtype
+from latentdem.devices import parse_dtype
 from latentdem.priors.calibration import dead_leaves
 from latentdem.priors.conditioning import (
     cast_floats,
@@ -83,7 +83,7 @@ def load_diffusers_prior(
 
     >>> prior = load_diffusers_prior("stable-diffusion-v1-5", dtype="fp16")  # doctest: +SKIP
     """
-    dtype, guidance = find_dtype(dtype), check_guidance(guidance)
+    dtype, guidance = parse_dtype(dtype), check_guidance(guidance)
     folder = Path(source)
     local = folder.is_dir()
     if local:

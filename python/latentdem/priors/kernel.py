@@ -50,8 +50,10 @@ def kernel_evidence(lags: Tensor, cross: Tensor, before: Tensor) -> Tensor:
         before: the kernel ``[1,1,k,k]`` that the image was restored with.
     """
     side = cross.shape[-1]
-    energy = float(lags[0, side - 1, side - 1].clamp_min(1e-8))
-    solved = torch.cat([solve_kernel(lags, cross, ridge * energy) for ridge in RIDGES], 1)
+    # In units of the edges' energy, so that the ridges are numbers and the device is not asked.
+    energy = lags[0, side - 1, side - 1].clamp_min(1e-8)
+    lags, cross = lags / energy, cross / energy
+    solved = torch.cat([solve_kernel(lags, cross, ridge) for ridge in RIDGES], 1)
     scaled = solved / _peak(solved[:, 1:2])
     first = solved[:, :1].clamp_min(0)
     peak = _peak(first)

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentdem.devices import find_dtype
+from latentdem.devices import parse_dtype
 from latentdem.priors.conditioning import (
     Conditioning,
     cast_floats,
@@ -35,6 +35,9 @@ PACKAGED = ASSETS / "natural.safetensors"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 NO_SIGNAL = 1e-7
 """Latents with less than this ``abar_t`` are noise alone (diffusers' Euler has 2^-24 for zero)."""
+
+TILE = 512
+"""Least side, in pixels, of the tiles of an autoencoder that works in tiles."""
 
 
 @dataclass
@@ -62,6 +65,7 @@ class LatentPrior:
         decoder: autoencoder whose decoder takes the place of ``autoencoder``'s, say an
             ``AutoencoderTiny``; on the latents that diffusers scales, as ``from_diffusers`` has.
         upcast_autoencoder: ``autoencoder`` overflows in float16 and stays in float32 there.
+        slicing: pictures pass the autoencoder one by one, see :meth:`economical`.
     """
 
     autoencoder: Any
@@ -81,6 +85,7 @@ class LatentPrior:
     guidance: float = 1.0
     decoder: Any = None
     upcast_autoencoder: bool = False
+    slicing: bool = False
 
     @property
     def timesteps(self) -> int:
@@ -110,7 +115,7 @@ class LatentPrior:
         >>> load_prior().to("cuda", "fp16")  # doctest: +SKIP
         """
         device = self.device if device is None else torch.empty(0, device=device).device
-        dtype = self.dtype if dtype is None else find_dtype(dtype)
+        dtype = parse_dtype(dtype) or self.dtype
         if (device, dtype) == (self.device, self.dtype):
             return self
 
@@ -135,8 +140,39 @@ class LatentPrior:
         overflows = self.upcast_autoencoder and dtype == torch.float16
         return torch.float32 if overflows else dtype
 
+    def economical(self, *, slicing: bool = True, tiling: bool = False) -> LatentPrior:
+        """This prior with an autoencoder that takes less memory; the weights are shared.
+
+        Args:
+            slicing: pictures pass the autoencoder one by one.
+            tiling: in overlapping tiles of :data:`TILE` pixels, by diffusers' ``enable_tiling``;
+                the cross-fade between them changes the pictures a little.
+
+        Raises:
+            ValueError: the autoencoder has no ``enable_tiling``.
+
+        >>> load_prior().economical().slicing
+        True
+        """
+        autoencoder = self.autoencoder
+        if tiling:
+            if not hasattr(autoencoder, "enable_tiling"):
+                kind = type(autoencoder).__name__
+                raise ValueError(f"the prior's autoencoder ({kind}) does not work in tiles")
+            autoencoder = copy.copy(autoencoder)
+            autoencoder.enable_tiling()
+            # By default tiles are as large as what the autoencoder was trained on, perhaps tiny.
+            side = getattr(autoencoder, "tile_sample_min_size", None)
+            if side is not None and side < TILE // self.unshuffle:
+                scale = TILE // self.unshuffle / side
+                autoencoder.tile_sample_min_size = TILE // self.unshuffle
+                autoencoder.tile_latent_min_size = round(scale * autoencoder.tile_latent_min_size)
+        return replace(self, autoencoder=autoencoder, slicing=slicing)
+
     def encode(self, image: Tensor) -> Tensor:
         """Mean latents of ``image [B,3,H,W]`` in [0, 1] (values outside are allowed)."""
+        if self.slicing and len(image) > 1:
+            return torch.cat([self.encode(x[None]) for x in image])
         pad = [-side % self.multiple for side in image.shape[-2:]]
         # Replication works for any amount of padding, reflection only below the image's size.
         padded = F.pad(image, (0, pad[1], 0, pad[0]), mode="replicate") if any(pad) else image
@@ -152,6 +188,8 @@ class LatentPrior:
 
     def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Image ``[B,3,H,W]`` of ``size`` (H, W); nominally in [0, 1], not clamped."""
+        if self.slicing and len(latents) > 1:
+            return torch.cat([self.decode(z[None], size) for z in latents])
         decoder, mean, std = self.autoencoder, self.latent_mean, self.latent_std
         if self.decoder is not None:
             decoder = self.decoder
@@ -173,7 +211,7 @@ class LatentPrior:
         labels = torch.full((len(noisy),), index, device=noisy.device)
         return {**expand(self.conditioning, len(noisy)), "class_labels": labels}
 
-    def _output(self, noisy: Tensor, timestep: int, label: str | None) -> Tensor:
+    def _output(self, noisy: Tensor, timestep: int | Tensor, label: str | None) -> Tensor:
         """What the denoiser says ``[B,c,h,w]``, in the terms of its prediction type."""
         x = noisy.to(self.dtype).contiguous(memory_format=torch.channels_last)
         told = self._condition(label, noisy)
@@ -198,14 +236,32 @@ class LatentPrior:
             ValueError: the prior has no such label.
         """
         abar = float(self.alphas_cumprod[timestep])
-        signal, noise = abar**0.5, (1 - abar) ** 0.5
+        return self.predict_at(noisy, timestep, abar**0.5, (1 - abar) ** 0.5, label)
+
+    def predict_at(
+        self,
+        noisy: Tensor,
+        timestep: int | Tensor,
+        signal: float | Tensor,
+        noise: float | Tensor,
+        label: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`predict` with ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)`` at hand.
+
+        As tensors ``[]`` on the latents' device, like ``timestep``, they are not looked at: nothing
+        waits for a GPU, and one compiled graph serves all timesteps.
+        """
         output = self._output(noisy, timestep, label)
         if self.prediction_type == "v_prediction":
             return signal * noisy - noise * output, noise * noisy + signal * output
         if self.prediction_type == "epsilon":
-            if abar < NO_SIGNAL:
-                # z_t is epsilon, of which no z_0 can be had: zero is the mean of all latents,
-                # here with a gradient, which is zero, too.
+            # Without a signal z_t is epsilon, of which no z_0 can be had: zero is the mean of all
+            # latents, here with a gradient, which is zero, too.
+            if isinstance(signal, Tensor):
+                silent = signal.square() < NO_SIGNAL
+                start = (noisy - noise * output) / torch.where(silent, 1.0, signal)
+                return torch.where(silent, 0 * noisy, start), torch.where(silent, noisy, output)
+            if signal**2 < NO_SIGNAL:
                 return 0 * noisy, noisy
             return (noisy - noise * output) / signal, output
         return output, (noisy - signal * output) / noise

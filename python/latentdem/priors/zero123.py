@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from latentdem.devices import find_dtype
+from latentdem.devices import parse_dtype
 from latentdem.priors.diffusers_folder import (
     PROJECTIONS,
     check_folder,
@@ -130,7 +130,7 @@ def load_zero123_prior(
 
     >>> prior = load_zero123_prior("stable-zero123", dtype="fp16")  # doctest: +SKIP
     """
-    dtype = find_dtype(dtype)
+    dtype = parse_dtype(dtype)
     folder = Path(source)
     name = folder.name
     if not folder.is_dir():

@@ -1,0 +1,84 @@
+"""Checks of the options of :func:`latentdem.deblur`, before there is an image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import latentdem_ext as ext
+from latentdem.devices import find_device
+from latentdem.em.e_step import COMPILE_MODES
+from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.io import InputError
+from latentdem.operators.blur import BOUNDARIES
+
+METHODS = ("prox", "paper")
+
+
+def check_device(name: torch.device | str) -> torch.device:
+    """The device called ``name``, if this machine and the native module have it.
+
+    Raises:
+        InputError: they don't; a line that says what to do.
+    """
+    try:
+        device = find_device(name, "the operators run")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if device.type == "cuda" and not ext.build_info()["cuda"]:
+        raise InputError(
+            f"device '{name}' cannot be used: latentdem_ext was built without CUDA; build it "
+            "beside a CUDA torch and its nvcc with LATENTDEM_CUDA=on"
+        )
+    return device
+
+
+def check_options(
+    kernel_size: int, method: str, boundary: str, noise_std: float | None, tile: int | None
+) -> None:
+    """Check what can be checked of :func:`deblur`'s options before there is an image.
+
+    Raises:
+        InputError: an option that no image can be deblurred with.
+    """
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
+    if boundary not in BOUNDARIES:
+        raise InputError(f"boundary must be one of {', '.join(BOUNDARIES)}, found '{boundary}'")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise InputError(f"kernel_size must be odd and positive, found {kernel_size}")
+    if noise_std is not None and not 0 < noise_std < 1:
+        raise InputError(f"noise_std must lie between 0 and 1, found {noise_std}")
+    if tile is not None and tile < 64:
+        raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
+
+
+def solver_settings(
+    method: str, steps: int | None, settings: ProxSettings | PaperSettings | None = None
+) -> ProxSettings | PaperSettings:
+    """The settings of ``method``: those given, or its own, with ``steps`` put in.
+
+    Raises:
+        ValueError: settings of the other method, or steps that cannot be taken.
+    """
+    kind = ProxSettings if method == "prox" else PaperSettings
+    if settings is None:
+        settings = kind()
+    if not isinstance(settings, kind):
+        raise InputError(
+            f"method '{method}' takes {kind.__name__}, found {type(settings).__name__}"
+        )
+    return settings if steps is None else replace(settings, steps=steps)
+
+
+def check_compile(compile: str | None, method: str) -> None:
+    """Refuse a mode that :func:`torch.compile` does not know, or a method that is not compiled.
+
+    Raises:
+        InputError: it is one of them.
+    """
+    if compile is not None and compile not in COMPILE_MODES:
+        raise InputError(f"compile must be one of {', '.join(COMPILE_MODES)}, found '{compile}'")
+    if compile is not None and method != "prox":
+        raise InputError("only the E-step of method 'prox' is compiled")
