@@ -290,8 +290,11 @@ def deblur(
                 )
                 result.report |= {"input": path.name, "request": request}
                 # Without frames nothing was computed: all tiles were there already.
+                # And a sharp photograph has no course.
+                drawn = ""
                 if course is not None and course.frames:
                     course.save(folder / TRACE)
+                    drawn = f", {TRACE}"
                 result.save(folder)
                 (folder / PREVIEW).unlink(missing_ok=True)
                 shutil.rmtree(folder / TILES, ignore_errors=True)
@@ -305,7 +308,7 @@ def deblur(
                 console.print(f"{path}: {warning}", style="yellow", soft_wrap=True)
             console.print(
                 f"{path}: {time.perf_counter() - started:.1f} s -> {folder}/restored.png, "
-                f"kernel.png, comparison.png" + (f", {TRACE}" if trace else ""),
+                f"kernel.png, comparison.png" + drawn,
                 highlight=False,
                 soft_wrap=True,
             )

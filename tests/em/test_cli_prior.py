@@ -56,7 +56,10 @@ def test_packaged_file_can_be_looked_into():
 def test_errors_are_one_line(tmp_path):
     missing = run("prior", "info", "supernatural")
     assert missing.exit_code == 1
-    assert "supernatural is neither one of natural, kernel, objects nor a file" in missing.output
+    assert (
+        "supernatural is neither one of natural, kernel, finishing, sharpness, objects nor a file"
+        in missing.output
+    )
     text = tmp_path / "card.md"
     text.write_text("no prior")
     broken = run("prior", "info", text)

@@ -21,6 +21,7 @@ PER_IMAGE = (
     "tiles",
     "residual_std",
     "warnings",
+    "sharp_log_odds",
     "peak_memory_bytes",
 )
 """Entries of a report that are lists with one member for each image."""
