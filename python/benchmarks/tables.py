@@ -238,6 +238,7 @@ def priors_table() -> str:
     for title, key, head, form in (
         ("pixel noise", "denoising", "noise_std", ".2f"),
         ("estimate at t", "m_step", "timestep", ".3f"),
+        ("taken for sharp, of noise", "sharpness", "noise_std", ".0%"),
     ):
         columns = [c for c in document[key][0] if c not in ("noise_std", "timestep")]
         lines += ["", f"| {title} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]

@@ -321,11 +321,11 @@ def info() -> None:
     """Show versions, the native build and the packaged priors."""
     import latentdem_ext as ext
     from latentdem.em.driver import versions
-    from latentdem.priors import finishing, kernel, latent, objects, sharpness
+    from latentdem.priors import objects
+    from latentdem.priors.packaged import packaged_files
 
     facts: dict[str, Any] = versions() | {f"native {k}": v for k, v in ext.build_info().items()}
-    packaged = (latent.PACKAGED, kernel.PACKAGED, finishing.PACKAGED, sharpness.PACKAGED)
-    for path in (*packaged, objects.PACKAGED_OBJECTS):
+    for path in (*packaged_files(), objects.PACKAGED_OBJECTS):
         facts[path.name] = f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else "missing"
     for name, value in facts.items():
         typer.echo(f"{name:24} {value}")

@@ -14,7 +14,7 @@ from latentdem.cli_common import fail
 
 app = typer.Typer(help="Look into the packaged priors, or into a trained one.")
 
-PACKAGED = ("natural", "kernel", "finishing", "sharpness", "objects")
+PACKAGED = ("natural", "kernel", "sharpness", "objects")
 """Names of the packaged priors: ``assets/NAME.safetensors`` and its card ``NAME.md``."""
 
 
@@ -30,7 +30,7 @@ def info(
         str,
         typer.Argument(
             metavar="NAME",
-            help="**natural**, **kernel**, **finishing**, **sharpness**, **objects**, a "
+            help="**natural**, **kernel**, **sharpness**, **objects**, a "
             "safetensors file, or a folder in diffusers' layout.",
         ),
     ],

@@ -93,29 +93,6 @@ def train_kernel_prior(
         raise _fail(str(error)) from None
 
 
-@app.command("train-finishing")
-def train_finishing(
-    output: TrainedPrior = Path("finishing.safetensors"),
-    data: TrainingData = Path("data"),
-    runs: Checkpoints = Path("runs"),
-    shards: Annotated[
-        int, typer.Option(help="Files of ten deblurrings each to learn from, a minute a file.")
-    ] = 100,
-    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 20,
-) -> None:
-    """Train the finishing network, which corrects the last image.
-
-    The method itself, with the packaged priors, deblurs training photographs first; the network
-    learns what is missing. Killed or stopped, the same command goes on where it was.
-    """
-    from latentdem.training.finishing import make_finishing
-
-    try:
-        make_finishing(data, runs, output, shards=shards, minutes=minutes)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
-        raise _fail(str(error)) from None
-
-
 @app.command("train-sharpness")
 def train_sharpness(
     output: TrainedPrior = Path("sharpness.safetensors"),

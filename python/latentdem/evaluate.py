@@ -24,7 +24,7 @@ from latentdem.io import comparison_picture
 from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import load_prior
-from latentdem.priors.packaged import packaged_digests
+from latentdem.priors.packaged import prior_digests
 from latentdem.results import machine, store_results, stored_results
 
 SIDE = 256
@@ -177,7 +177,7 @@ def run_suite(
         "method": method,
         "steps": steps,
         "side": SIDE,
-        "priors": packaged_digests(method),
+        "priors": prior_digests(),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

@@ -25,7 +25,7 @@ from latentdem.html_report import Entry, write_page
 from latentdem.io import comparison_picture
 from latentdem.metrics import NO_BLUR, bootstrap_interval
 from latentdem.operators.motion import random_motion_kernel
-from latentdem.priors.packaged import packaged_digests
+from latentdem.priors.packaged import prior_digests
 from latentdem.results import (
     machine,
     peak_memory,
@@ -220,7 +220,7 @@ def run_baselines(
         "noise_std": noise_std,
         "side": SIDE,
         "rows": {name: asdict(row) for name, row in (ROWS | chosen).items()},
-        "priors": packaged_digests(),
+        "priors": prior_digests(),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

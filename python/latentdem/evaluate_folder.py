@@ -21,7 +21,7 @@ from latentdem.em.driver import deblur, versions
 from latentdem.html_report import Entry, write_page
 from latentdem.io import InputError, comparison_picture, file_digest, to_batch
 from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
-from latentdem.priors.packaged import packaged_digests
+from latentdem.priors.packaged import prior_digests
 from latentdem.results import machine, store_results, stored_results
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -163,7 +163,7 @@ def run_folder_suite(
     setup = {
         "suite": "folder",
         **options,
-        "priors": packaged_digests(method),
+        "priors": prior_digests(),
         "versions": versions(),
     }
     rows: dict[str, dict[str, Any]] = {}

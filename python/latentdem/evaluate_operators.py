@@ -29,7 +29,7 @@ from latentdem.metrics import bootstrap_interval, maximum_normalized_correlation
 from latentdem.operators.blur_families import family_kernels
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.operators.super_resolution import upsample
-from latentdem.priors.packaged import packaged_digests
+from latentdem.priors.packaged import prior_digests
 from latentdem.results import machine, store_results, stored_results
 
 NOISE = 0.01
@@ -206,7 +206,7 @@ def run_operators_suite(
         "suite": "operators",
         "steps": steps,
         "noise_std": NOISE,
-        "priors": packaged_digests(),
+        "priors": prior_digests(),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

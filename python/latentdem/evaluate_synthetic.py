@@ -36,7 +36,7 @@ from latentdem.metrics import (
     visual_information,
 )
 from latentdem.operators.motion import random_motion_kernel
-from latentdem.priors.packaged import packaged_digests
+from latentdem.priors.packaged import prior_digests
 from latentdem.results import machine, store_results, stored_results
 
 FAILURE_RATIO = 3.0
@@ -261,7 +261,7 @@ def run_conditions(
         "suite": suite,
         "method": method,
         "steps": steps,
-        "priors": packaged_digests(method),
+        "priors": prior_digests(),
         "versions": versions(),
     }
     stored = stored_results(output, setup)

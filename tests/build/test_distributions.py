@@ -69,7 +69,7 @@ def test_everything_that_a_build_needs_is_in_the_sdist(sdist, sources):
                  "setup.py", "latentdem_ext/py.typed"):  # fmt: skip
         assert name in found
     assets = [p.relative_to(ROOT).as_posix() for p in (ROOT / "python/latentdem/assets").iterdir()]
-    assert len(assets) == 10 and set(assets) <= set(found)
+    assert len(assets) == 8 and set(assets) <= set(found)
 
 
 def test_nothing_else_is_in_the_sdist(sdist):

@@ -15,7 +15,7 @@ def run(*arguments: object):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-@pytest.mark.parametrize("name", ["natural", "kernel", "finishing", "sharpness", "objects"])
+@pytest.mark.parametrize("name", ["natural", "kernel", "sharpness", "objects"])
 def test_card_of_a_packaged_prior(name):
     result = run("prior", "info", name)
     assert result.exit_code == 0
@@ -57,7 +57,7 @@ def test_errors_are_one_line(tmp_path):
     missing = run("prior", "info", "supernatural")
     assert missing.exit_code == 1
     assert (
-        "supernatural is neither one of natural, kernel, finishing, sharpness, objects nor a file"
+        "supernatural is neither one of natural, kernel, sharpness, objects nor a file"
         in missing.output
     )
     text = tmp_path / "card.md"

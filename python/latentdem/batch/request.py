@@ -16,7 +16,6 @@ from latentdem.em.options import check_options, solver_settings
 from latentdem.io import InputError
 from latentdem.priors import load_prior
 from latentdem.priors.conditioning import check_guidance
-from latentdem.priors.finishing import PACKAGED as PACKAGED_FINISHING
 from latentdem.priors.kernel import PACKAGED as PACKAGED_KERNEL
 from latentdem.priors.latent import PACKAGED
 from latentdem.priors.sharpness import PACKAGED as PACKAGED_SHARPNESS
@@ -116,7 +115,6 @@ class Requests:
             | {
                 "prior": prior_digest(options.prior),
                 "kernel_prior": prior_digest(str(PACKAGED_KERNEL)),
-                "finishing": prior_digest(str(PACKAGED_FINISHING)),
                 "sharpness": prior_digest(str(PACKAGED_SHARPNESS)),
                 "device": device.split(":")[0],
                 "version": str(ext.build_info()["version"]),

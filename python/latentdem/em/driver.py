@@ -31,7 +31,6 @@ from latentdem.em.together import Batches, check_batch_size
 from latentdem.io import ImageLike, InputError, to_batch
 from latentdem.operators.initialization import find_kernel, touches_frame
 from latentdem.operators.super_resolution import upsample
-from latentdem.priors.finishing import FinishingNet, load_finishing
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
 from latentdem.priors.latent import LatentPrior, load_prior, weights_digest
 
@@ -45,11 +44,6 @@ Progress = Callable[[int, int, StepReport], None]
 @lru_cache(maxsize=1)
 def _packaged() -> tuple[LatentPrior, KernelDenoiserNet]:
     return load_prior(), load_kernel_prior()
-
-
-@lru_cache(maxsize=1)
-def _packaged_finishing() -> FinishingNet:
-    return load_finishing()
 
 
 def estimate_noise_std(image: Tensor) -> float:
@@ -178,11 +172,6 @@ def deblur(
     if next(used_kernel.parameters()).device != place:
         used_kernel = copy.deepcopy(used_kernel).to(place)
     kernel = None if kernel is None else kernel.to(place)
-    finishing = None
-    if isinstance(options, ProxSettings) and options.finishing:
-        finishing = _packaged_finishing()
-        if place.type != "cpu":
-            finishing = copy.deepcopy(finishing).to(place)
     started = time.perf_counter()
     sigmas: list[float] = []
     sizes: list[int] = []
@@ -199,8 +188,7 @@ def deblur(
             "are many: crop or shrink the photograph, or pass tile=None (--tile 0) and have memory"
         )
     tiles: list[dict[str, Any]] = []
-    batches = Batches(used, options, batch_size=batch_size, compile=compile, finishing=finishing)
-    own_networks = [used_kernel] if finishing is None else [used_kernel, finishing]
+    batches = Batches(used, options, batch_size=batch_size, compile=compile)
     for index, observed in enumerate(batch.split(1)):
         colour = observed[:, :3]
         sigma = estimate_noise_std(colour) if noise_std is None else noise_std
@@ -274,7 +262,7 @@ def deblur(
                     "settings": asdict(options),
                     "blur": blur,
                     "numbers": [sigma, size, seed, tile],
-                    "weights": [*used.digests(), *map(weights_digest, own_networks)],
+                    "weights": [*used.digests(), weights_digest(used_kernel)],
                     "versions": versions(),
                 }
             found = solve_in_tiles(

@@ -63,13 +63,11 @@ class EStep:
     """What a step gives.
 
     Args:
-        chains: x* of every chain, ``[N,3,H,W]`` for each photograph.
-        images: their means, ``[1,3,H,W]``.
+        images: the mean over the chains of x*, ``[1,3,H,W]`` for each photograph.
         variances: mean squared residual of each, ``[]``.
         latents: ``[P N,c,h,w]`` of the next level.
     """
 
-    chains: list[Tensor]
     images: list[Tensor]
     variances: list[Tensor]
     latents: Tensor
@@ -141,7 +139,7 @@ def e_step(
     timestep: Tensor,
     level: Tensor,
     settings: ProxSettings,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The whole E-step: what :class:`EStep` holds.  Pure, for :func:`compiled`."""
     z0, estimate = restore(prior, z, timestep, level, models[0].canvas)
     fitted = [
@@ -152,12 +150,11 @@ def e_step(
     ]
     images = torch.cat([each[0] for each in fitted])
     latents = advance(prior, z, z0, images, estimate, fresh, level, settings.fresh_noise)
-    chains, means, variances = ([each[i] for each in fitted] for i in range(3))
-    return chains, means, variances, latents
+    return [each[1] for each in fitted], [each[2] for each in fitted], latents
 
 
 @lru_cache
-def compiled(mode: str) -> Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]]:
+def compiled(mode: str) -> Callable[..., tuple[list[Tensor], list[Tensor], Tensor]]:
     """:func:`e_step` under :func:`torch.compile`, as one graph without breaks.
 
     One for the process, so that photographs of a size that was met before compile nothing.
@@ -174,7 +171,7 @@ def step_compiled(mode: str, *arguments: object) -> EStep:
     torch.compiler.cudagraph_mark_step_begin()
     try:
         with torch._dynamo.config.patch(recompile_limit=GRAPHS):
-            chains, images, variances, latents = compiled(mode)(*arguments)
+            images, variances, latents = compiled(mode)(*arguments)
     except (
         torch._dynamo.exc.TorchDynamoException,
         torch._dynamo.exc.FailOnRecompileLimitHit,
@@ -183,11 +180,9 @@ def step_compiled(mode: str, *arguments: object) -> EStep:
         raise ValueError(f"this E-step cannot be compiled: {reason}") from error
     if latents.device.type == "cuda" and mode != "default":
         # A CUDA graph's next replay writes where its last outputs are.
-        chains, images, variances = (
-            [x.clone() for x in found] for found in (chains, images, variances)
-        )
+        images, variances = [x.clone() for x in images], [x.clone() for x in variances]
         latents = latents.clone()
-    return EStep(chains, images, variances, latents)
+    return EStep(images, variances, latents)
 
 
 def step_eagerly(
@@ -217,5 +212,4 @@ def step_eagerly(
         with phase("encoder"):
             images = torch.cat([each[0] for each in fitted])
             z = advance(prior, z, z0, images, estimate, fresh, level, settings.fresh_noise)
-    chains, means, variances = ([each[i] for each in fitted] for i in range(3))
-    return EStep(chains, means, variances, z)
+    return EStep([each[1] for each in fitted], [each[2] for each in fitted], z)

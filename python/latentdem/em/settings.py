@@ -36,8 +36,6 @@ class ProxSettings:
     sparse_weight: float = 5e-4
     """Weight of that prior at a noise of 0.01; it goes with the noise's square, of 0.005 at least.
     2.5e-4 and 1e-3 lose 0.1 and 0 dB blindly, 0.2 and 0.4 dB with the true kernel."""
-    finishing: bool = True
-    """Whether the packaged finishing network corrects that mean."""
     m_step: EdgeStepSettings = field(default_factory=EdgeStepSettings)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,6 @@ from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
 from latentdem.operators.forward_model import ForwardModel
-from latentdem.priors.finishing import FinishingNet
 from latentdem.priors.latent import LatentPrior
 
 
@@ -84,15 +83,13 @@ def run_prox(
     *,
     kernel: Tensor | None = None,
     first_kernel: Tensor | None = None,
-    finishing: FinishingNet | None = None,
     callback: StepCallback | None = None,
     compile: str | None = None,
 ) -> EMState:
     """EM with the proximal E-step.
 
     ``kernel``: the parameters, if they are known, so that only the image is sought.
-    ``first_kernel``: what step 0 would give.  ``finishing``: the network of step 5, or none.
-    ``compile``: a mode of :func:`torch.compile`.
+    ``first_kernel``: what step 0 would give.  ``compile``: a mode of :func:`torch.compile`.
 
     0. first parameters from the observation; of a blur from its edges, coarse to fine
     1. z_0 <- prior at z_t; x_hat = D(z_0)
@@ -101,11 +98,11 @@ def run_prox(
     3. M-step: parameters from the chains' mean of x*; of a blur from its salient edges
     4. z* = z_0 + E(x*) - E(x_hat), and
        z_{t'} = sqrt(abar') z* + sqrt(1 - abar') (predicted and fresh noise)
-    5. after the last level: total variation takes what the inverse of the blur amplified, the
-       mean with a deconvolution under sparse gradients follows, and a network corrects that
+    5. after the last level: total variation takes what the inverse of the blur amplified, and the
+       mean with a deconvolution under sparse gradients is the result
     """
     track = Track(model, generator, kernel, first_kernel, callback)
-    return run_prox_together(prior, [track], settings, compile=compile, finishing=finishing)[0]
+    return run_prox_together(prior, [track], settings, compile=compile)[0]
 
 
 @dataclass
@@ -126,7 +123,6 @@ def run_prox_together(
     settings: ProxSettings,
     *,
     compile: str | None = None,
-    finishing: FinishingNet | None = None,
 ) -> list[EMState]:
     """:func:`run_prox` of several photographs on one canvas: the networks see all chains at once.
 
@@ -138,7 +134,6 @@ def run_prox_together(
         tracks: at least one, with forward models of the same canvas.
         settings: of all.
         compile: a mode of :func:`torch.compile`, or none.
-        finishing: network of the last step, or none.
 
     Returns:
         A state for each track, with its share of the seconds.
@@ -172,17 +167,17 @@ def run_prox_together(
     device = starts[0].device
     recorders = [Recorder(schedule, track.callback, device) for track in tracks]
     clock = PhaseClock(device)
-    chains = _trajectory(
+    _trajectory(
         prior, tracks, states, recorders, clock, levels,
         torch.cat(starts), torch.cat(noises, 1), settings, compile,
     )  # fmt: skip
     seconds = clock.seconds()
-    for track, state, recorder, images in zip(tracks, states, recorders, chains, strict=True):
+    for track, state, recorder in zip(tracks, states, recorders, strict=True):
         state.history = recorder.history()
         state.evaluations = settings.chains * len(schedule)
         state.seconds |= {name: each / len(tracks) for name, each in seconds.items()}
         with state.phase("finish"):
-            state.image = finish(track.model, images, state.kernel, settings, finishing)
+            state.image = finish(track.model, state.image, state.kernel, settings)
     return states
 
 
@@ -197,11 +192,8 @@ def _trajectory(
     noises: Tensor,
     settings: ProxSettings,
     compile: str | None,
-) -> list[Tensor]:
-    """The loop over the noise levels; x* of every photograph's chains after the last.
-
-    Nothing in it may ask a tensor for its value.
-    """
+) -> None:
+    """The loop over the noise levels.  Nothing in it may ask a tensor for its value."""
     models = [track.model for track in tracks]
     variances = torch.stack([model.padded.new_full((), model.noise_std**2) for model in models])
     steps = len(levels.timesteps)
@@ -226,7 +218,6 @@ def _trajectory(
             if track.kernel is None and not last:
                 with clock.phase("m_step"):
                     state.kernel = track.model.update(image, state.kernel, settings.m_step)
-    return found.chains
 
 
 def run_paper(

@@ -7,7 +7,6 @@ from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import EMState, Track, run_paper, run_prox, run_prox_together
 from latentdem.io import InputError
 from latentdem.operators.blur import BlurModel
-from latentdem.priors.finishing import FinishingNet
 from latentdem.priors.latent import LatentPrior
 
 AUTO = "auto"
@@ -38,7 +37,6 @@ class Batches:
         settings: of all photographs; those of ``paper`` are restored one by one.
         batch_size: photographs at once, or ``auto``.
         compile: a mode of :func:`torch.compile`, or none.
-        finishing: network of the last step, or none.
     """
 
     def __init__(
@@ -48,9 +46,8 @@ class Batches:
         *,
         batch_size: int | str = 1,
         compile: str | None = None,
-        finishing: FinishingNet | None = None,
     ) -> None:
-        self._prior, self._settings, self._finishing = prior, settings, finishing
+        self._prior, self._settings = prior, settings
         self._batch_size, self._compile = batch_size, compile
         self._waiting: dict[Key, list[tuple[int, Track]]] = {}
         self._bytes: dict[Key, int] = {}
@@ -98,7 +95,6 @@ class Batches:
                     track.generator,
                     kernel=track.kernel,
                     first_kernel=track.first_kernel,
-                    finishing=self._finishing,
                     callback=track.callback,
                     compile=self._compile,
                 )
@@ -122,9 +118,7 @@ class Batches:
         numbers, tracks = zip(*waiting[:count], strict=True)
         del waiting[:count]
         with measured(self._prior.device) as peak:
-            states = run_prox_together(
-                self._prior, tracks, settings, compile=self._compile, finishing=self._finishing
-            )
+            states = run_prox_together(self._prior, tracks, settings, compile=self._compile)
         share = peak.bytes // len(tracks)
         self._bytes[key] = max(self._bytes.get(key, 0), share)
         for number, track, state in zip(numbers, tracks, states, strict=True):

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import latentdem_ext as ext
+from latentdem.io import to_pil
 from latentdem.priors.sharpness import SharpnessNet, difference_statistics, save_sharpness
 from latentdem.training.common import TrainingPlan, round_to_half, train
 from latentdem.training.data import CropSampler, fetch, load_images, read_manifest
-from latentdem.training.finishing import stored
 from latentdem.training.kernels import training_kernel
 
 SIZES = (5, 5, 7, 7, 9, 9, 11, 13, 17, 21, 25, 33, 45)
 SIDE = 192
 PAIRS_PER_SHARD = 200
+JPEG_SHARE = 0.25
 LARGEST_PEAK = 0.4
 """Kernels with a larger value blur too little to be called a blur, and too much for none."""
 SOFTEST = 0.5
 """Standard deviation in pixels of the mildest lenses: pictures that are sharp all the same."""
+
+
+def stored(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """``image [1,3,H,W]`` as a camera would store it: in 8 bits, some as JPEG."""
+    if rng.random() >= JPEG_SHARE:
+        return (image.clamp(0, 1) * 255).round() / 255
+    buffer = io.BytesIO()
+    to_pil(image[0].clamp(0, 1)).save(buffer, "JPEG", quality=int(rng.integers(75, 97)))
+    pixels = np.asarray(Image.open(buffer).convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def blur_kernel(rng: np.random.Generator) -> Tensor:
