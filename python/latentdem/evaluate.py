@@ -64,11 +64,17 @@ TEST_PHOTOGRAPHS: dict[str, tuple[Callable[[], np.ndarray], int, int]] = {
 
 
 def photograph_crop(name: str, side: int) -> Tensor:
-    """``[1,3,side,side]`` in [0, 1] around the listed corner."""
+    """``[1,3,side,side]`` in [0, 1] around the listed corner, mirrored beyond its border."""
     load, top, left = TEST_PHOTOGRAPHS[name]
     array = load()
     if array.ndim == 2:
         array = np.stack([array] * 3, -1)
+    # One photograph is lower than what the largest kernels blur into a crop.
+    missing = [max(0, side - length) for length in array.shape[:2]]
+    if any(missing):
+        margins = [(lack // 2, lack - lack // 2) for lack in missing]
+        array = np.pad(array, [*margins, (0, 0)], mode="symmetric")
+        top, left = top + margins[0][0], left + margins[1][0]
     extra = (side - SIDE) // 2
     top = min(max(top - extra, 0), array.shape[0] - side)
     left = min(max(left - extra, 0), array.shape[1] - side)

@@ -289,7 +289,7 @@ def measure_sharpness(names: list[str], kernels: int = 4) -> list[Rows]:
         row: Rows = {"noise_std": noise_std}
         delta = torch.ones(1, 1, 1, 1)
         row["sharp"] = share(observe(name, delta, noise_std, seed=0)[0] for name in names)
-        for size in (5, 9, 15, 25, 65):
+        for size in (5, 9, 15, 25, 33):
             row[f"blurred {size}"] = share(
                 observe(name, random_motion_kernel(size, seed=9000 + k), noise_std, seed=k)[0]
                 for name in names

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import latentdem_ext as ext
 from latentdem import evaluate_synthetic
 from latentdem.cli import app
+from latentdem.evaluate import SIDE, TEST_PHOTOGRAPHS, photograph_crop
 from latentdem.evaluate_synthetic import (
     Condition,
     figures,
@@ -43,6 +44,16 @@ def test_conditions():
     assert {c.told_size for c in wrong} == {13, 19, 25, 37, 49}
     assert all((c.kernel_size, c.noise_std, c.told_size % 2) == (25, 0.01, 1) for c in wrong)
     assert wrong[1].name == "25 px, noise 0.01, valid, told 13 px"
+
+
+def test_every_photograph_holds_the_largest_kernel():
+    for name in TEST_PHOTOGRAPHS:
+        scene = photograph_crop(name, SIDE + 64)
+        assert scene.shape == (1, 3, SIDE + 64, SIDE + 64), name
+        assert float(scene.min()) >= 0 and float(scene.max()) <= 1
+    low = photograph_crop("chelsea", SIDE + 64)[0]  # of 300 rows
+    assert torch.equal(low[:, :10], low[:, 10:20].flip(-2))
+    assert not torch.equal(low[:, 10:20], low[:, 20:30].flip(-2))
 
 
 @pytest.mark.parametrize("boundary", ["valid", "circular"])
