@@ -308,6 +308,50 @@ def operators_table() -> str:
     return "\n".join(lines)
 
 
+def batch_table() -> str:
+    """Throughput of ``latentdem batch``, and where an image's milliseconds go."""
+    document = _load("batch")
+    if document is None:
+        return "Not measured yet: `python python/benchmarks/bench_batch.py`."
+    parts = ("compute", "read", "decode", "encode", "write", "manifest")
+    lines = [
+        "| engine | workers x threads | images/s | to a loop over `deblur` | start, s | "
+        + " | ".join(f"{part}, ms" for part in parts)
+        + " |",
+        "|---" * (5 + len(parts)) + "|",
+    ]
+    for row in document["rows"]:
+        if "engine" not in row:
+            continue
+        cells = [
+            row["engine"],
+            f"{row['workers']} x {row['threads_each']}",
+            f"{row['images_per_second']:.3f}",
+            f"{row['ratios']['loop / batch']:.2f}x",
+            f"{row['start_seconds']:.1f}",
+            f"{row['milliseconds']['compute']:.0f}",
+            *(f"{row['milliseconds'][part]:.1f}" for part in parts[1:]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    manifest = document["rows"][-1]
+    times = ", ".join(f"{what} {value:.2f} ms" for what, value in manifest["milliseconds"].items())
+    images = next(row["case"] for row in document["rows"]).partition("workers 1, ")[2]
+    best = max(
+        (row for row in document["rows"] if "engine" in row),
+        key=lambda row: row["images_per_second"],
+    )
+    spent, compute = best["milliseconds"], best["milliseconds"]["compute"]
+    days = 1e6 / best["images_per_second"] / 86400
+    rows = compute / manifest["milliseconds"]["run and done"]
+    disk = 4 * compute / (spent["read"] + spent["write"])
+    plan = (
+        f"{images}; {manifest['case']}: {times}. A million such images would take {days:.0f} days "
+        f"on this machine; the manifest keeps up with {rows:,.0f} such workers, the disk threads "
+        f"with {disk:,.0f}."
+    )
+    return "\n".join([*lines, "", plan])
+
+
 def _cell(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else format(value, form) + unit
 
@@ -324,6 +368,7 @@ DOCUMENTS = {
         "transforms": transforms_table,
     },
     ROOT / "csrc" / "README.md": {"cuda": cuda_table},
+    ROOT / "python" / "latentdem" / "batch" / "README.md": {"batch": batch_table},
     ROOT / "python" / "README.md": {
         "quality_operators": operators_table,
         "quality_baselines": baselines_table,
