@@ -13,6 +13,7 @@ from latentdem.operators.blur import BlurModel, EdgeStepSettings, MStepSettings,
 from latentdem.operators.edges import l0_deconvolution, smooth_total_variation
 from latentdem.operators.initialization import estimate_kernel, kernel_sizes
 from latentdem.operators.motion import random_motion_kernel
+from latentdem.priors.kernel import KernelDenoiserNet
 
 
 def scene(side=96, seed=0):
@@ -112,6 +113,24 @@ def test_edge_step_is_not_fooled_by_ringing():
     assert after > maximum_normalized_correlation(naive, kernel)
     assert found.min() >= 0
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("size", "answers"), [(9, 1), (17, 3), (39, 30)])
+def test_the_kernel_prior_is_asked_more_often_of_large_kernels(size, answers):
+    """At the end of each scale, and above 35 pixels at each of its five alternations."""
+
+    class Spy(KernelDenoiserNet):
+        asked = 0
+
+        def forward(self, kernel, evidence=None):
+            self.asked += 1
+            return kernel
+
+    spy = Spy()
+    estimate_kernel(scene(96), size, kernel_prior=spy)
+    assert spy.asked == answers
+    scales = sum(k >= initialization.SMALLEST_DENOISED for k in kernel_sizes(size))
+    assert answers == scales * (1 if size <= initialization.LARGE else initialization.ITERATIONS)
 
 
 @pytest.mark.parametrize("boundary", ["valid", "circular"])

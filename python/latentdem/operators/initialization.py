@@ -21,12 +21,18 @@ EDGE_WEIGHT = 2e-2
 KERNEL_WEIGHT = 2.0
 """Weight of the kernel's squared norm, in squared grey values summed over the image."""
 DENOISER_SHARE = 0.5
-"""Share of the kernel prior's answer at the end of each scale."""
+"""Share of the kernel prior's answer at the end of each scale, of kernels that are not large."""
 FRAME_MASS = 0.05
 """A kernel with more than this share of its mass at its frame's border wants a larger one.
 
 On validation photographs kernels that fit have up to 0.049, larger ones 0.053 to 0.18.  Faint
 specks far out grow with the frame, so that one twice too large is worse than a tight one.
+"""
+LARGE = 35
+"""Kernels above this size in pixels are what the kernel prior says, wholly and at each alternation.
+
+On sixteen validation pairs of 65 and 45 pixels MNC rises from 0.58 and 0.69 to 0.76 and 0.75: least
+squares alone lose a long stroke at a coarse scale, where nothing finds it again.
 """
 SMALLEST_DENOISED = 9
 """Kernels below this size have too few pixels to have a shape."""
@@ -77,7 +83,7 @@ def estimate_kernel(
         ``[1,1,k,k]``, non-negative, summing to one.
     """
     grey = observation.mean(1, keepdim=True)
-    weight = edge_weight
+    weight, large = edge_weight, kernel_size > LARGE
     sizes = kernel_sizes(kernel_size)
     kernel = _two_pixels(sizes[0]).to(observation)
     for size in sizes:
@@ -93,8 +99,10 @@ def estimate_kernel(
             image = l0_deconvolution(model.padded, kernel, weight=weight)
             fit = model.fit_edges(image, kernel, weight=KERNEL_WEIGHT)
             kernel = fit.kernel
+            if large and size >= SMALLEST_DENOISED:
+                kernel = align(model.answer(fit, 1.0), kernel)
             weight = max(weight / 1.1, 1e-4)
-        if size >= SMALLEST_DENOISED:
+        if not large and size >= SMALLEST_DENOISED:
             kernel = align(model.answer(fit, DENOISER_SHARE), kernel)
     return kernel
 
