@@ -26,10 +26,10 @@ from latentdem.priors.sharpness import (
     SharpnessNet,
     difference_statistics,
     load_sharpness,
-    save_sharpness,
     sharp_log_odds,
     windows,
 )
+from latentdem.priors.weights import save_network
 from latentdem.training import sharpness as training
 from latentdem.training.data import CropSampler
 
@@ -169,7 +169,7 @@ def test_loading_errors(tmp_path):
     path.write_text("no weights")
     with pytest.raises(ValueError, match="not a sharpness classifier"):
         load_sharpness(path)
-    save_sharpness(path, SharpnessNet())
+    save_network(path, SharpnessNet())
     assert not load_sharpness(path).training
 
 

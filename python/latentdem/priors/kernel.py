@@ -7,10 +7,10 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import latentdem_ext as ext
+from latentdem.priors.weights import load_network
 
 PACKAGED = Path(__file__).resolve().parent.parent / "assets" / "kernel.safetensors"
 
@@ -126,12 +126,6 @@ class KernelDenoiserNet(nn.Module):
         return positive / positive.sum((-2, -1), keepdim=True)
 
 
-def save_kernel_prior(path: Path, model: nn.Module) -> None:
-    """Write the network's weights as float16 safetensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, path)
-
-
 def load_kernel_prior(path: Path | str | None = None) -> KernelDenoiserNet:
     """Load the packaged kernel prior, or one written by ``latentdem train-kernel-prior``.
 
@@ -140,13 +134,4 @@ def load_kernel_prior(path: Path | str | None = None) -> KernelDenoiserNet:
         ValueError: the file holds something else.
     """
     path = PACKAGED if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no kernel prior at {path}; train one with: latentdem train-kernel-prior"
-        )
-    model = KernelDenoiserNet()
-    try:
-        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    except Exception as error:
-        raise ValueError(f"{path} is not a kernel prior of latentdem: {error}") from error
-    return model.eval().requires_grad_(False)
+    return load_network(KernelDenoiserNet(), path, "train-kernel-prior", "kernel prior")

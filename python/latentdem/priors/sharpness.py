@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from latentdem.priors.weights import load_network
 
 PACKAGED = Path(__file__).resolve().parent.parent / "assets" / "sharpness.safetensors"
 
@@ -121,12 +122,6 @@ def sharp_log_odds(image: Tensor, network: SharpnessNet) -> float:
     return float(network(difference_statistics(windows(image))).mean())
 
 
-def save_sharpness(path: Path, model: nn.Module) -> None:
-    """Write the network's weights as float16 safetensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, path)
-
-
 def load_sharpness(path: Path | str | None = None) -> SharpnessNet:
     """Load the packaged classifier, or one written by ``latentdem train-sharpness``.
 
@@ -135,13 +130,4 @@ def load_sharpness(path: Path | str | None = None) -> SharpnessNet:
         ValueError: the file holds something else.
     """
     path = PACKAGED if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no sharpness classifier at {path}; train one with: latentdem train-sharpness"
-        )
-    model = SharpnessNet()
-    try:
-        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    except Exception as error:
-        raise ValueError(f"{path} is not a sharpness classifier of latentdem: {error}") from error
-    return model.eval().requires_grad_(False)
+    return load_network(SharpnessNet(), path, "train-sharpness", "sharpness classifier")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_weights(
@@ -27,6 +31,28 @@ def read_weights(
             return handle.metadata() or {}, tensors
     except Exception as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def save_network(path: Path, network: nn.Module) -> None:
+    """Write a small network's weights as float16 safetensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, path)
+
+
+def load_network(network: Network, path: Path, command: str, what: str) -> Network:
+    """``network`` with the weights of :func:`save_network`; ``command`` would train some.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} at {path}; train one with: latentdem {command}")
+    try:
+        network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    except Exception as error:
+        raise ValueError(f"{path} is not a {what} of latentdem: {error}") from error
+    return network.eval().requires_grad_(False)
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -10,8 +10,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from latentdem.priors.kernel import KernelDenoiserNet, save_kernel_prior
+from latentdem.priors.kernel import KernelDenoiserNet
 from latentdem.priors.latent import LatentPrior, load_prior, network_multiple, save_prior
+from latentdem.priors.weights import save_network
 from latentdem.training.answers import collect_answers
 from latentdem.training.autoencoder import (
     mean_psnr,
@@ -156,5 +157,5 @@ def make_kernel_prior(
         )
     if start is not None and trained is not start:
         trained = _mean_weights(start, trained)
-    save_kernel_prior(output, trained)
+    save_network(output, trained)
     print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import latentdem_ext as ext
 from latentdem.io import to_pil
-from latentdem.priors.sharpness import SharpnessNet, difference_statistics, save_sharpness
+from latentdem.priors.sharpness import SharpnessNet, difference_statistics
+from latentdem.priors.weights import save_network
 from latentdem.training.common import TrainingPlan, round_to_half, train
 from latentdem.training.data import CropSampler, fetch, load_images, read_manifest
 from latentdem.training.kernels import training_kernel
@@ -132,7 +133,7 @@ def make_sharpness(data: Path, runs: Path, output: Path, *, shards: int, minutes
         resume=True,
         validate=report,
     )
-    save_sharpness(output, round_to_half(trained))
+    save_network(output, round_to_half(trained))
     print(f"wrote {output} ({output.stat().st_size / 1e3:.0f} kB)")
 
 
