@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--noise-std", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--prior")
+    parser.add_argument("--assume-blurred", action="store_true", help="sharp photographs, too")
     arguments = parser.parse_args()
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local, beside = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
@@ -41,6 +42,7 @@ def main() -> None:
         arguments.output,
         Options(
             kernel_size=arguments.kernel_size,
+            assume_blurred=arguments.assume_blurred,
             noise_std=arguments.noise_std,
             steps=arguments.steps,
             prior=arguments.prior,
