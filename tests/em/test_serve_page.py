@@ -100,7 +100,7 @@ def visitor(server):
 
 
 def deblur_data(path, size="5", steps=2):
-    return [given(path) if path else None, size, 0, "0,02", steps, "1"]
+    return [given(path) if path else None, size, 0, "0,02", steps, "1", False]
 
 
 def test_deblur_from_upload_to_download(visitor, tmp_path):
