@@ -265,9 +265,9 @@ class Worker:
             **({"batch_size": count} if count > 1 else {}),
         )
         seconds = (time.perf_counter() - started) / count
-        taken = result.report.get("peak_memory_bytes")
-        if taken:
-            self._bytes[batch[0].key] = max(taken)
+        # A photograph that was sharp took none.
+        taken = max(result.report.get("peak_memory_bytes") or [0])
+        self._bytes[batch[0].key] = max(self._bytes.get(batch[0].key, 0), taken)
         results = result.split() if count > 1 else [result]
         for waiting, one in zip(batch, results, strict=True):
             waiting.done.set_result((one, seconds))

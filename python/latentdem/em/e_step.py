@@ -103,6 +103,23 @@ def fit(
     return images, image, model.residual_variance(image, parameters)
 
 
+def fit_each(
+    models: Sequence[ForwardModel],
+    estimate: Tensor,
+    parameters: Sequence[Tensor],
+    noise_variances: Tensor,
+    level: Tensor,
+    settings: ProxSettings,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """:func:`fit` of every photograph, from all chains' ``x_hat [P N,3,H,W]``."""
+    return [
+        fit(model, part, phi, noise_variances[index], level, settings)
+        for index, (model, part, phi) in enumerate(
+            zip(models, estimate.split(settings.chains), parameters, strict=True)
+        )
+    ]
+
+
 def advance(
     prior: LatentPrior,
     z: Tensor,
@@ -142,12 +159,7 @@ def e_step(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The whole E-step: what :class:`EStep` holds.  Pure, for :func:`compiled`."""
     z0, estimate = restore(prior, z, timestep, level, models[0].canvas)
-    fitted = [
-        fit(model, part, phi, noise_variances[index], level, settings)
-        for index, (model, part, phi) in enumerate(
-            zip(models, estimate.split(settings.chains), parameters, strict=True)
-        )
-    ]
+    fitted = fit_each(models, estimate, parameters, noise_variances, level, settings)
     images = torch.cat([each[0] for each in fitted])
     latents = advance(prior, z, z0, images, estimate, fresh, level, settings.fresh_noise)
     return [each[1] for each in fitted], [each[2] for each in fitted], latents
@@ -202,12 +214,7 @@ def step_eagerly(
     with phase("prior"):
         z0, estimate = restore(prior, z, timestep, level, models[0].canvas)
     with phase("e_step"):
-        fitted = [
-            fit(model, part, phi, noise_variances[index], level, settings)
-            for index, (model, part, phi) in enumerate(
-                zip(models, estimate.split(settings.chains), parameters, strict=True)
-            )
-        ]
+        fitted = fit_each(models, estimate, parameters, noise_variances, level, settings)
     if not last:
         with phase("encoder"):
             images = torch.cat([each[0] for each in fitted])

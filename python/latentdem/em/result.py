@@ -40,7 +40,9 @@ class DeblurResult:
         history: for each image, a list with a dictionary for each EM step.
         report: settings, seed, seconds by phase, residual, versions; JSON-ready.
             ``peak_memory_bytes`` is what each image took beyond the networks' weights,
-            ``peak_memory_kind`` how it was measured (:func:`latentdem.em.memory.measured`).
+            ``peak_memory_kind`` how it was measured (:func:`latentdem.em.memory.measured`);
+            ``sharp_log_odds`` says of each image how surely it was sharp already, natural
+            logarithm, and is empty where nobody asked.
     """
 
     image: Tensor
