@@ -159,6 +159,14 @@ def deblur(
             help="Deblur photographs that look sharp, too; without it they are left as they are.",
         ),
     ] = False,
+    linear_light: Annotated[
+        bool,
+        typer.Option(
+            "--linear-light",
+            help="Blur adds light, which a camera writes through the sRGB curve: undo it. For "
+            "photographs from a camera, not for blur that was made in a file's values.",
+        ),
+    ] = False,
     trace: Annotated[
         bool,
         typer.Option(
@@ -211,7 +219,7 @@ def deblur(
         parse_dtype(dtype)
         check_compile(compile, method)
         rows_columns = parse_grid(grid)
-        ModelOptions(blur, scale, rows_columns)
+        ModelOptions(blur, scale, rows_columns, linear_light).check_method(method)
         asked = given(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -244,6 +252,7 @@ def deblur(
             # Results from before there were these stay what was asked for.
             request |= {"dtype": dtype} if dtype is not None else {}
             request |= {"tiling": True} if tiling else {}
+            request |= {"linear_light": True} if linear_light else {}
             complete = not trace or (folder / TRACE).exists()
             if not force and complete and _finished(folder, request):
                 console.print(f"{path}: already done, see {folder} (--force computes it again)")
@@ -280,6 +289,7 @@ def deblur(
                     boundary=boundary,
                     tile=tile or None,
                     assume_blurred=assume_blurred,
+                    linear_light=linear_light,
                     device=device,
                     dtype=dtype,
                     compile=compile,

@@ -152,6 +152,9 @@ def batch(
     assume_blurred: Annotated[
         bool, typer.Option("--assume-blurred", help="As in deblur: sharp photographs, too.")
     ] = False,
+    linear_light: Annotated[
+        bool, typer.Option("--linear-light", help="As in deblur: blur before the display curve.")
+    ] = False,
     layout: Annotated[
         str,
         typer.Option(
@@ -227,6 +230,7 @@ def batch(
             boundary=boundary,
             tile=tile or None,
             assume_blurred=assume_blurred,
+            linear_light=linear_light,
             prior=prior,
             prompt=prompt,
             negative_prompt=negative_prompt,

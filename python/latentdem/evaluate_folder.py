@@ -21,6 +21,7 @@ from latentdem.em.driver import deblur, versions
 from latentdem.html_report import Entry, write_page
 from latentdem.io import InputError, comparison_picture, file_digest, to_batch
 from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
+from latentdem.noise import coding_noise_std
 from latentdem.priors.packaged import prior_digests
 from latentdem.results import machine, store_results, stored_results
 
@@ -94,6 +95,7 @@ def _measure(
             f"{observed.shape[-2]} x {observed.shape[-1]}"
         )
     started = time.perf_counter()
+    options = {"coding_noise_std": coding_noise_std(case.blurred), **options}
     result = deblur(observed, **options)
     size = int(result.report["kernel_size"])
     row: dict[str, Any] = {

@@ -41,6 +41,7 @@ MODELS = {
     "varying": {"grid": (1, 2), "kernel_size": 9},
     "known": {"kernel": torch.ones(5, 5)},
     "circular": {"kernel_size": 9, "boundary": "circular"},
+    "linear light": {"kernel_size": 9, "linear_light": True},
 }
 
 

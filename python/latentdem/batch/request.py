@@ -40,6 +40,7 @@ class Options:
         boundary: ``valid``, ``auto`` or ``circular``.
         tile: side of tiles in pixels; None: never.
         assume_blurred: deblur what looks sharp, too.
+        linear_light: as in ``deblur``.
         prior: file, folder or hub id; None: the packaged one.
         prompt: for priors in diffusers' layout, as in ``load_prior``; so are those that follow.
         negative_prompt: None: the model's own default.
@@ -62,6 +63,7 @@ class Options:
     boundary: str = "auto"
     tile: int | None = 640
     assume_blurred: bool = False
+    linear_light: bool = False
     prior: str | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -74,7 +76,7 @@ class Options:
         check_options(size, self.method, self.boundary, self.noise_std, self.tile)
         solver_settings(self.method, self.steps)
         parse_dtype(self.dtype)
-        model = ModelOptions(self.blur, self.scale, self.grid)
+        model = ModelOptions(self.blur, self.scale, self.grid, self.linear_light)
         model.check_method(self.method)
         if not -SEEDS <= self.seed < SEEDS:
             raise InputError(f"seed must fit in 64 bits, found {self.seed}")
@@ -107,8 +109,9 @@ class Requests:
             own["fast_decoder"] = decoder_digest(options.fast_decoder)
         # Only what was given: requests without these options stay what they were.
         plain = {k: v for k, v in asdict(options).items() if k not in PRIOR_OPTIONS}
-        if options.dtype is None:
-            del plain["dtype"]
+        for name in ("dtype", "linear_light"):
+            if not plain[name]:
+                del plain[name]
         self._common = (
             plain
             | own

@@ -25,6 +25,7 @@ from latentdem.em.memory import LARGEST_BATCH, batch_size_for, free_memory, grap
 from latentdem.em.options import check_device
 from latentdem.em.result import DeblurResult
 from latentdem.io import InputError, decode_image, to_batch
+from latentdem.noise import coding_noise_std
 from latentdem.priors import load_kernel_prior, load_prior
 
 DEPTH = 2
@@ -37,9 +38,9 @@ FOLDERS, FLAT = "folders", "flat"
 
 OPTIONS = (
     "kernel_size", "noise_std", "blur", "scale", "grid", "method", "steps", "seed", "boundary",
-    "tile", "assume_blurred",
+    "tile", "assume_blurred", "linear_light",
 )  # fmt: skip
-"""Of :func:`latentdem.deblur`, as a request has them."""
+"""Of :func:`latentdem.deblur`, as a request has them; some only where they were given."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class _Waiting:
 
     image: torch.Tensor
     task: Task
+    coding_noise_std: float = 0.0
     done: Future[tuple[DeblurResult, float]] = field(default_factory=Future)
 
     @property
@@ -142,7 +144,7 @@ class _Waiting:
         tile = request["tile"]
         if tile is not None and height * width > 2 * tile**2:
             return None
-        options = [(name, str(request[name])) for name in OPTIONS]
+        options = [(name, str(request.get(name))) for name in OPTIONS]
         return (tuple(self.image.shape), *options)
 
 
@@ -180,8 +182,9 @@ class Worker:
         try:
             started = time.perf_counter()
             image = to_batch(decode_image(BytesIO(task.content), task.input))
+            coding = coding_noise_std(BytesIO(task.content))
             decoded = time.perf_counter() - started
-            waiting = _Waiting(image, task)
+            waiting = _Waiting(image, task, coding)
             with self._lock:
                 self._waiting.append(waiting)
             self._compute.submit(self._compute_next)
@@ -260,7 +263,8 @@ class Worker:
             device=self._device,
             checkpoint=task.checkpoint,
             progress=check,
-            **{name: task.request[name] for name in OPTIONS},
+            coding_noise_std=[waiting.coding_noise_std for waiting in batch],
+            **{name: task.request[name] for name in OPTIONS if name in task.request},
             **self._options,
             **({"batch_size": count} if count > 1 else {}),
         )

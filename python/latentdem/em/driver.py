@@ -6,7 +6,7 @@ import copy
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,13 @@ import latentdem_ext as ext
 from latentdem.devices import parse_dtype
 from latentdem.em.memory import memory_kind
 from latentdem.em.models import ModelOptions
-from latentdem.em.options import check_compile, check_device, check_options, solver_settings
+from latentdem.em.options import (
+    check_coding_noise,
+    check_compile,
+    check_device,
+    check_options,
+    solver_settings,
+)
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.sharp import SHARP, untouched
@@ -29,6 +35,8 @@ from latentdem.em.steps import EMState, StepReport, Track
 from latentdem.em.tiles import WINDOW, informative_window, request_key, solve_in_tiles
 from latentdem.em.together import Batches, check_batch_size
 from latentdem.io import ImageLike, InputError, to_batch
+from latentdem.noise import coding_noise_std as noise_of_coding
+from latentdem.noise import estimate_noise_std
 from latentdem.operators.initialization import find_kernel, touches_frame
 from latentdem.operators.super_resolution import upsample
 from latentdem.priors.kernel import KernelDenoiserNet, load_kernel_prior
@@ -46,20 +54,6 @@ def _packaged() -> tuple[LatentPrior, KernelDenoiserNet]:
     return load_prior(), load_kernel_prior()
 
 
-def estimate_noise_std(image: Tensor) -> float:
-    """Noise of ``image [1,C,H,W]`` from its finest diagonal detail: median(|HH|) / 0.6745.
-
-    Source: Donoho and Johnstone 1994, with the Haar wavelet.  Blur leaves this band to the noise.
-    Never below 0.002, half a step of 8-bit quantisation.
-    """
-    height, width = (side // 2 * 2 for side in image.shape[-2:])
-    if min(height, width) < 2:
-        return 0.01
-    x = image[..., :height, :width]
-    detail = x[..., ::2, ::2] - x[..., 1::2, ::2] - x[..., ::2, 1::2] + x[..., 1::2, 1::2]
-    return max(0.002, float((detail / 2).abs().median()) / 0.6745)
-
-
 def deblur(
     image: ImageLike,
     *,
@@ -68,6 +62,7 @@ def deblur(
     kernel: Tensor | None = None,
     kernel_size: int | None = None,
     noise_std: float | None = None,
+    coding_noise_std: float | Sequence[float] | None = None,
     blur: str = "motion",
     scale: int = 1,
     grid: int | tuple[int, int] = 1,
@@ -77,6 +72,7 @@ def deblur(
     boundary: str = "auto",
     tile: int | None = 640,
     assume_blurred: bool = False,
+    linear_light: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -106,6 +102,9 @@ def deblur(
         grid: rows and columns (or one number for both) of a blur that differs over the
             photograph, each patch with a kernel of its own, cross-faded.
         noise_std: noise of the observation in [0, 1] units; estimated by default.
+        coding_noise_std: what lossy coding left of it, of all images or of each, where noise is
+            estimated.  By default a JPEG's own tables tell (of a path, or a PIL image as
+            ``Image.open`` gave it), and of others nothing is known, 0.
         method: ``prox`` (proximal E-step) or ``paper`` (the published gradients).
         steps: steps of the reverse trajectory; by default the method's own.
         seed: seed of all random numbers; the same seed gives the same result.  Every image of
@@ -117,6 +116,8 @@ def deblur(
             never.
         assume_blurred: deblur what looks sharp, too.  By default a photograph that a classifier
             is sure to be sharp is left as it is, with a warning in the report.
+        linear_light: blur adds light, and not the values of a file, in which sRGB's curve has
+            compressed it.  For photographs as a camera wrote them; not with method ``paper``.
         checkpoint: folder that finished tiles are kept in; the same call goes on from there.
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; by default where the prior is
             (the packaged one: on the CPU).  The result is on the CPU.
@@ -144,7 +145,11 @@ def deblur(
     """
     batch = to_batch(image)
     height, width = batch.shape[-2:]
-    model_options = ModelOptions(blur, scale, (grid, grid) if isinstance(grid, int) else grid)
+    if coding_noise_std is None:
+        coding_noise_std = noise_of_coding(image)
+    codings = check_coding_noise(coding_noise_std, len(batch))
+    patches = (grid, grid) if isinstance(grid, int) else grid
+    model_options = ModelOptions(blur, scale, patches, linear_light)
     if kernel is not None:
         kernel = model_options.check_kernel(kernel)
         kernel_size = kernel.shape[-1]
@@ -191,7 +196,7 @@ def deblur(
     batches = Batches(used, options, batch_size=batch_size, compile=compile)
     for index, observed in enumerate(batch.split(1)):
         colour = observed[:, :3]
-        sigma = estimate_noise_std(colour) if noise_std is None else noise_std
+        sigma = estimate_noise_std(colour, codings[index]) if noise_std is None else noise_std
 
         def callback(report: StepReport, index: int = index) -> None:
             if progress is not None:
@@ -215,7 +220,7 @@ def deblur(
             if tiled:
                 top, left, tall, wide = informative_window(whole, WINDOW)
             first = find_kernel(
-                whole[..., top : top + tall, left : left + wide],
+                model_options.light(whole[..., top : top + tall, left : left + wide]),
                 smallest=kernel_size,
                 largest=max(kernel_size, model_options.largest_kernel_size(tall, wide)),
                 boundary=limit,
@@ -265,6 +270,8 @@ def deblur(
                     "weights": [*used.digests(), weights_digest(used_kernel)],
                     "versions": versions(),
                 }
+                # Parts from before there was this stay what was asked for.
+                facts |= {"linear_light": True} if linear_light else {}
             found = solve_in_tiles(
                 whole,
                 solve,
@@ -309,10 +316,12 @@ def deblur(
             "kernel_given": kernel is not None,
             "noise_std": sigmas,
             "noise_std_estimated": noise_std is None,
+            "coding_noise_std": codings,
             "boundary": limit,
             "blur": blur,
             "scale": scale,
             "grid": list(model_options.grid),
+            "linear_light": linear_light,
             "tiles": tiles,
             "settings": asdict(options),
             "prior": used.name,

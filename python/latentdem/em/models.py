@@ -11,6 +11,8 @@ from torch import Tensor
 from latentdem.io import InputError
 from latentdem.operators.blur import BlurModel
 from latentdem.operators.blur_families import FAMILIES, FamilyBlurModel
+from latentdem.operators.forward_model import ForwardModel
+from latentdem.operators.linear_light import LinearLightModel, to_light
 from latentdem.operators.super_resolution import SCALES, SuperResolutionModel
 from latentdem.operators.varying import VaryingBlurModel
 from latentdem.priors.kernel import KernelDenoiserNet
@@ -29,6 +31,7 @@ class ModelOptions:
     blur: str = "motion"
     scale: int = 1
     grid: tuple[int, int] = (1, 1)
+    linear_light: bool = False
 
     def __post_init__(self) -> None:
         if self.blur not in BLURS:
@@ -78,6 +81,8 @@ class ModelOptions:
         Raises:
             InputError: it is another.
         """
+        if method == "paper" and self.linear_light:
+            raise InputError("method 'paper' knows no linear light: use method 'prox'")
         if method == "paper" and not self.plain:
             raise InputError("method 'paper' knows one kernel of any shape only: use method 'prox'")
 
@@ -90,6 +95,10 @@ class ModelOptions:
         size = min(max(side // 10, 9), 35) if self.scale == 1 else 10 * self.scale
         return min(size // 2 * 2 + 1, side - (1 - side % 2))
 
+    def light(self, image: Tensor) -> Tensor:
+        """The values of ``image`` that blur adds up: display values, or with ``linear_light``."""
+        return to_light(image) if self.linear_light else image
+
     def build(
         self,
         observation: Tensor,
@@ -98,8 +107,29 @@ class ModelOptions:
         noise_std: float,
         boundary: str,
         kernel_prior: KernelDenoiserNet | None,
-    ) -> BlurModel:
+    ) -> ForwardModel:
         """The model of ``observation [1,3,H,W]``."""
+        model = self._blur(
+            self.light(observation),
+            kernel_size=kernel_size,
+            noise_std=noise_std,
+            boundary=boundary,
+            kernel_prior=kernel_prior,
+        )
+        if self.linear_light:
+            return LinearLightModel(model, observation, noise_std=noise_std)
+        return model
+
+    def _blur(
+        self,
+        observation: Tensor,
+        *,
+        kernel_size: int,
+        noise_std: float,
+        boundary: str,
+        kernel_prior: KernelDenoiserNet | None,
+    ) -> BlurModel:
+        """The model of the values that blur adds up."""
         common: dict[str, Any] = {
             "kernel_size": kernel_size,
             "noise_std": noise_std,

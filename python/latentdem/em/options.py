@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -52,6 +53,21 @@ def check_options(
         raise InputError(f"noise_std must lie between 0 and 1, found {noise_std}")
     if tile is not None and tile < 64:
         raise InputError(f"tile must be at least 64 pixels, or None, found {tile}")
+
+
+def check_coding_noise(std: float | Sequence[float], count: int) -> list[float]:
+    """The noise of lossy coding of each of ``count`` images.
+
+    Raises:
+        InputError: not one number, nor one for each, or not between 0 and 1.
+    """
+    each = [float(std)] * count if isinstance(std, int | float) else [float(s) for s in std]
+    if len(each) != count:
+        raise InputError(f"coding_noise_std must be one number or {count}, found {len(each)}")
+    for one in each:
+        if not 0 <= one < 1:
+            raise InputError(f"coding_noise_std must lie between 0 and 1, found {one}")
+    return each
 
 
 def solver_settings(

@@ -18,6 +18,7 @@ from latentdem.io import atomic_folder, comparison_picture, kernel_picture, kern
 PER_IMAGE = (
     "kernel_sizes",
     "noise_std",
+    "coding_noise_std",
     "tiles",
     "residual_std",
     "warnings",

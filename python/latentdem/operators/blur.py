@@ -198,6 +198,10 @@ class BlurModel(ForwardModel):
         """``k * x`` on the canvas ``[1,C,H_c,W_c]``; circular, which the margin makes harmless."""
         return ext.blur_conv2d(image, kernel, boundary="circular")
 
+    def adjoint(self, residual: Tensor, parameters: Tensor) -> Tensor:
+        """``k`` correlated with r."""
+        return ext.blur_conv2d_adjoint(residual, parameters, boundary="circular")
+
     def residual_variance(self, image: Tensor, parameters: Tensor) -> Tensor:
         """Mean squared residual over the observed pixels of ``image [N,C,H_c,W_c]``: ``[]``."""
         target = self.padded.expand(len(image), -1, -1, -1)

@@ -16,6 +16,7 @@ import latentdem
 from latentdem.em.sharp import SHARP
 from latentdem.em.steps import StepReport
 from latentdem.io import InputError, from_pil, kernel_picture, to_pil
+from latentdem.noise import coding_noise_std
 from latentdem.serve.files import check_picture, open_picture, zip_files
 from latentdem.serve.jobs import Job, Limits
 
@@ -100,7 +101,10 @@ def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Jo
     check_picture(request.photo, limits)
 
     def work(job: Job) -> DeblurAnswer:
-        photo = _shrink(from_pil(open_picture(request.photo, limits)), request.side)
+        photo = from_pil(open_picture(request.photo, limits))
+        original, photo = photo, _shrink(photo, request.side)
+        # Shrinking averages blocks and errors: then the pixels tell what is left of them.
+        coding = coding_noise_std(request.photo) if photo is original else 0.0
 
         def show(index: int, count: int, report: StepReport) -> None:
             kernel = kernel_picture(report.kernel[0, 0], 256)
@@ -119,6 +123,7 @@ def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Jo
             photo,
             kernel_size=request.kernel_size,
             noise_std=request.noise_std,
+            coding_noise_std=coding,
             steps=request.steps,
             seed=request.seed,
             assume_blurred=request.assume_blurred,
