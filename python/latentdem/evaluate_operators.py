@@ -1,7 +1,8 @@
 """Suite ``operators``: every forward model that ``deblur`` knows, beside one kernel of any shape.
 
-Defocus and Gaussian blur of unknown size, blind super-resolution, and a blur that turns over the
-photograph.  Photographs are those of :mod:`latentdem.evaluate`, which no training has seen.
+Defocus and Gaussian blur of unknown size, blind super-resolution, a blur that turns over the
+photograph, and blur in linear light.  Photographs are those of :mod:`latentdem.evaluate`, which no
+training has seen.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from latentdem.html_report import Entry, write_page
 from latentdem.io import comparison_picture, kernel_sheet
 from latentdem.metrics import bootstrap_interval, maximum_normalized_correlation
 from latentdem.operators.blur_families import family_kernels
+from latentdem.operators.linear_light import to_display, to_light
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.operators.super_resolution import upsample
 from latentdem.priors.packaged import prior_digests
@@ -46,7 +48,7 @@ class Case:
         size: side of the kernels in pixels of the sharp image.
         kernels: true kernels ``[1,P,k,k]`` of a photograph, by its number.
         options: of ``deblur`` that say which forward model it is.
-        free: whether a uniform kernel of any shape is tried, too.
+        free: whether a uniform kernel of any shape, in display values, is tried, too.
     """
 
     name: str
@@ -63,7 +65,9 @@ class Case:
     def observe(self, name: str, kernels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Observation ``[1,3,256/f,256/f]`` in 8 bits, the sharp image under it."""
         half = self.size // 2
-        scene = photograph_crop(name, SIDE + 2 * half)
+        sharp = photograph_crop(name, SIDE + 2 * half)
+        light = bool(self.options.get("linear_light"))
+        scene = to_light(sharp) if light else sharp
         if kernels.shape[1] > 1:
             side = scene.shape[-1]
             rows, columns = self.options["grid"]
@@ -72,6 +76,7 @@ class Case:
             blurred = ext.varying_blur2d(scene, kernels[0], weights, boundary="valid")
         else:
             blurred = ext.blur_conv2d(scene, kernels, boundary="valid")
+        blurred = to_display(blurred) if light else blurred
         offset = (self.scale - 1) // 2
         blurred = blurred[..., offset :: self.scale, offset :: self.scale]
         # What the whole coarse pixels cover: 256 is no multiple of three.
@@ -80,7 +85,7 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         noisy = blurred + NOISE * torch.randn(blurred.shape, generator=generator)
         end = half + count * self.scale
-        return (noisy * 255).round() / 255, scene[..., half:end, half:end]
+        return (noisy * 255).round() / 255, sharp[..., half:end, half:end]
 
 
 def _family(family: str, size: float) -> Callable[[int], Tensor]:
@@ -109,6 +114,12 @@ CASES: tuple[Case, ...] = (
     Case("Gaussian, 1.2 pixels", 21, _family("gaussian", 1.2), {"blur": "gaussian"}),
     Case("Gaussian, 2.4 pixels", 21, _family("gaussian", 2.4), {"blur": "gaussian"}),
     Case("2 x 2 turning kernels", 17, _turning, {"grid": (2, 2)}),
+    Case(
+        "motion in linear light",
+        25,
+        lambda index: random_motion_kernel(25, seed=1000 * index + 7),
+        {"linear_light": True},
+    ),
     *(
         Case(
             f"super-resolution x{scale}, Gaussian",

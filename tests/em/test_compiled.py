@@ -13,6 +13,7 @@ from latentdem.em.steps import run_prox
 from latentdem.evaluate import photograph_crop
 from latentdem.metrics import psnr
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.linear_light import LinearLightModel, to_light
 
 # Without thresholds, of the sparse prior and of L0 edges, rounding stays rounding.
 SMOOTH = ProxSettings(steps=3, chains=1, sparse_share=0.0, total_variation=0.0)
@@ -54,6 +55,17 @@ def test_one_graph_serves_all_steps_and_photographs(prior, blurred, monkeypatch)
             kernel is None
         ) + ["finish"]
     assert counter.frame_count == 1
+
+
+def test_linear_light_is_in_the_graph(blurred):
+    inner = BlurModel(to_light(blurred[:1]), kernel_size=5, noise_std=0.01)
+    model = LinearLightModel(inner, blurred[:1], noise_std=0.01)
+    noise = 0.05 * torch.randn(2, 3, *model.canvas)
+    level = torch.tensor([1.0, 0.1, 1.0, 0.1, 0.1])
+    arguments = (model, model.padded + noise, KERNEL, torch.tensor(1e-4), level, SMOOTH)
+    graph = torch.compile(e_step.fit, fullgraph=True, dynamic=False, backend="eager")
+    for eager, compiled in zip(e_step.fit(*arguments), graph(*arguments), strict=True):
+        assert torch.allclose(eager, compiled, atol=1e-5)
 
 
 def test_what_cannot_be_compiled_is_said(prior, monkeypatch):

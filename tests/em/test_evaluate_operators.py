@@ -34,6 +34,17 @@ def test_coarse_pixels_are_those_of_the_sharp_image(scale):
     assert float((observed - kept).std()) == pytest.approx(0.01, rel=0.1)
 
 
+def test_light_is_blurred_and_not_its_display_values():
+    kernel = random_motion_kernel(25, seed=7)
+    (light,) = (case for case in CASES if case.options.get("linear_light"))
+    plain = Case("", 25, light.kernels)
+    (brighter, sharp), (darker, same) = (c.observe("camera", kernel, 1) for c in (light, plain))
+    assert torch.equal(sharp, same)
+    # The curve is concave: a mean of light is shown brighter than the mean of what is shown.
+    assert float((brighter - darker).mean()) > 0.005
+    assert float((brighter - darker).min()) > -0.01
+
+
 def test_turning():
     kernel = random_motion_kernel(9, seed=1)
     assert torch.allclose(turned(kernel, 0), kernel, atol=1e-6)
@@ -57,7 +68,8 @@ def test_every_case_makes_an_observation():
 
 def test_suite_resumes(tmp_path, monkeypatch):
     output = tmp_path / "operators.json"
-    names = ("defocus, radius 2.5", "2 x 2 turning kernels", "super-resolution x2, Gaussian")
+    names = ("defocus, radius 2.5", "2 x 2 turning kernels", "motion in linear light",
+             "super-resolution x2, Gaussian")  # fmt: skip
     chosen = tuple(case for case in CASES if case.name in names)
     options = {"images": 1, "steps": 1, "console": Console(quiet=True), "cases": chosen}
     document = run_operators_suite(output, **options)
@@ -67,7 +79,7 @@ def test_suite_resumes(tmp_path, monkeypatch):
         assert ("psnr_free" in row) == (not row["case"].startswith("super"))
         assert row["psnr_true_kernel"] > row["psnr_input"]
     assert "turning" in output.with_suffix(".html").read_text()
-    assert len(list((tmp_path / "operators-pictures").iterdir())) == 3
+    assert len(list((tmp_path / "operators-pictures").iterdir())) == 4
 
     def computed(*arguments):
         raise AssertionError("computed again")

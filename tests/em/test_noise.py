@@ -17,6 +17,8 @@ from latentdem.evaluate import photograph_crop
 from latentdem.io import InputError, to_batch, to_pil
 from latentdem.noise import coding_noise_std, estimate_noise_std
 from latentdem.operators.motion import random_motion_kernel
+from latentdem.serve import tasks
+from latentdem.serve.jobs import Limits
 
 FAST = {"kernel_size": 5, "steps": 1, "assume_blurred": True}
 
@@ -152,3 +154,23 @@ def test_commands_and_batches_read_the_tables(tmp_path):
     one = json.loads((tmp_path / "out/report.json").read_text())
     many = json.loads((tmp_path / "many/a/report.json").read_text())
     assert one["noise_std"] == many["noise_std"] > [0.0]
+
+
+class Job:
+    """Of the page's worker, what the work asks of it."""
+
+    def report(self, update):
+        pass
+
+    def check(self):
+        pass
+
+
+@pytest.mark.parametrize("side", [None, 40])
+def test_the_page_reads_the_tables_of_what_it_does_not_shrink(tmp_path, side):
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(as_jpeg(blurred(48), 50).getvalue())
+    request = tasks.DeblurRequest(photo, side=side, kernel_size=5, steps=1, assume_blurred=True)
+    tasks.deblur(request, tmp_path / "out", Limits())(Job())
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["coding_noise_std"] == [coding_noise_std(photo) if side is None else 0]
