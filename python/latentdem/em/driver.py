@@ -248,7 +248,9 @@ def deblur(
                 boundary=limit,
                 kernel_prior=used_kernel,
             )
-            return Track(model, torch.Generator().manual_seed(own_seed), known, first, callback)
+            # What told the size is one of those that a model which searches will try.
+            given = None if model.searches else first
+            return Track(model, torch.Generator().manual_seed(own_seed), known, given, callback)
 
         def solve(
             part: Tensor,

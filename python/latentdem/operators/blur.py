@@ -9,18 +9,17 @@ part enters the likelihood.  With ``circular`` the canvas is the observation its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import latentdem_ext as ext
 from latentdem.operators.edges import l0_deconvolution
 from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors.kernel import (
     THRESHOLD,
-    KernelDenoiserNet,
     kernel_evidence,
     solve_kernel,
 )
@@ -73,7 +72,10 @@ class EdgeStepSettings:
     denoiser_share: float = 1.0
     """Share of the kernel prior's answer in the new kernel."""
     momentum: float = 0.5
-    """Share of the kernel before."""
+    """Share of the kernel before ..."""
+    searched_momentum: float = 0.8
+    """... and where the first one was chosen among several.  On twelve validation pairs of 25 pixels
+    MNC is 0.934 by it and 0.926 by 0.5."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class BlurModel(ForwardModel):
         kernel_size: int,
         noise_std: float,
         boundary: str = "valid",
-        kernel_prior: KernelDenoiserNet | None = None,
+        kernel_prior: nn.Module | None = None,
         multiple: int = 1,
     ) -> None:
         super().__init__(observation, noise_std=noise_std)
@@ -250,11 +252,31 @@ class BlurModel(ForwardModel):
 
     # M-step -----------------------------------------------------------------------------
 
-    def start_parameters(self) -> Tensor:
-        """First kernel ``[1,1,k,k]``, from the observation's edges, coarse to fine."""
-        # It runs models of this class on smaller pictures.
-        from latentdem.operators.initialization import estimate_kernel
+    @property
+    def searches(self) -> bool:
+        """With a kernel prior, but not for large kernels: of those no estimate is good."""
+        from latentdem.operators.initialization import LARGE
 
+        return self.kernel_prior is not None and self.kernel_size <= LARGE
+
+    def start_parameters(self) -> Tensor:
+        """First kernel ``[1,1,k,k]``, from the observation's edges, coarse to fine.
+
+        With a kernel prior the best of several, but of large kernels, where none is good.
+        """
+        # They run models of this class on smaller pictures.
+        from latentdem.operators.initialization import estimate_kernel
+        from latentdem.operators.kernel_search import search_kernel
+
+        if self.searches:
+            assert self.kernel_prior is not None
+            return search_kernel(
+                self.observation,
+                self.kernel_size,
+                noise_std=self.noise_std,
+                boundary=self.boundary,
+                kernel_prior=self.kernel_prior,
+            )
         return estimate_kernel(
             self.observation,
             self.kernel_size,
@@ -299,6 +321,8 @@ class BlurModel(ForwardModel):
 
     def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
         """M-step on the salient edges of the current image ``[1,C,H_c,W_c]``."""
+        if self.searches:
+            settings = replace(settings, momentum=settings.searched_momentum)
         fit = self.fit_edges(self.edges(image, settings), parameters, weight=settings.kernel_weight)
         return self.settle(fit, settings)
 

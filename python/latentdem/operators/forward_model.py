@@ -59,6 +59,11 @@ class ForwardModel(ABC):
 
     # What follows from it ---------------------------------------------------------------
 
+    @property
+    def searches(self) -> bool:
+        """Whether :meth:`start_parameters` chooses the best of several."""
+        return False
+
     def crop(self, image: Tensor) -> Tensor:
         """The part of a canvas image that the user wants; by default all of it."""
         return image

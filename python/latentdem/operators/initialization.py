@@ -1,18 +1,18 @@
 """A first kernel from the observation alone: coarse to fine, with the L0 gradient prior.
 
 EM then starts near a kernel and not at a delta, where a diffusion prior, which likes smooth
-pictures, would keep it.  Half a second for 256 x 256 pixels.
+pictures, would keep it.  Half a second for 256 x 256 pixels; :mod:`latentdem.operators.kernel_search`
+chooses among several.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentdem.operators.blur import BlurModel, align
 from latentdem.operators.edges import l0_deconvolution
-from latentdem.priors.kernel import KernelDenoiserNet
 
 ITERATIONS = 5
 """Alternations of image and kernel at each scale."""
@@ -67,8 +67,9 @@ def estimate_kernel(
     kernel_size: int,
     *,
     boundary: str = "valid",
-    kernel_prior: KernelDenoiserNet | None = None,
+    kernel_prior: nn.Module | None = None,
     edge_weight: float = EDGE_WEIGHT,
+    answered: int | None = None,
 ) -> Tensor:
     """First estimate of the blur kernel.
 
@@ -78,12 +79,16 @@ def estimate_kernel(
         boundary: ``valid`` or ``circular``.
         kernel_prior: denoiser that each scale's kernel is mixed with, or none.
         edge_weight: first lambda of the L0 prior.
+        answered: alternations of each scale, its last ones, that the kernel prior answers wholly.
+            By default all of large kernels, and of others its end alone, to half.
 
     Returns:
         ``[1,1,k,k]``, non-negative, summing to one.
     """
     grey = observation.mean(1, keepdim=True)
-    weight, large = edge_weight, kernel_size > LARGE
+    weight = edge_weight
+    if answered is None and kernel_size > LARGE:
+        answered = ITERATIONS
     sizes = kernel_sizes(kernel_size)
     kernel = _two_pixels(sizes[0]).to(observation)
     for size in sizes:
@@ -95,14 +100,14 @@ def estimate_kernel(
         )
         kernel = _resize(kernel, (size, size)).clamp_min(0)
         kernel = kernel / kernel.sum()
-        for _ in range(ITERATIONS):
+        for done in range(ITERATIONS):
             image = l0_deconvolution(model.padded, kernel, weight=weight)
             fit = model.fit_edges(image, kernel, weight=KERNEL_WEIGHT)
             kernel = fit.kernel
-            if large and size >= SMALLEST_DENOISED:
+            if size >= SMALLEST_DENOISED and ITERATIONS - done <= (answered or 0):
                 kernel = align(model.answer(fit, 1.0), kernel)
             weight = max(weight / 1.1, 1e-4)
-        if not large and size >= SMALLEST_DENOISED:
+        if answered is None and size >= SMALLEST_DENOISED:
             kernel = align(model.answer(fit, DENOISER_SHARE), kernel)
     return kernel
 
@@ -121,7 +126,7 @@ def find_kernel(
     smallest: int,
     largest: int,
     boundary: str = "valid",
-    kernel_prior: KernelDenoiserNet | None = None,
+    kernel_prior: nn.Module | None = None,
 ) -> Tensor:
     """First estimate of a kernel of unknown size: as large as it takes not to touch its frame.
 

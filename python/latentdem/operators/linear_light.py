@@ -102,6 +102,11 @@ class LinearLightModel(ForwardModel):
         step = tangent.proximal(zero, parameters, ratio=ratio, imputations=imputations)
         return to_display(light + tangent.before * step)
 
+    @property
+    def searches(self) -> bool:
+        """As the model in light."""
+        return self.model.searches
+
     def start_parameters(self) -> Tensor:
         """That of the model in light."""
         return self.model.start_parameters()
