@@ -265,6 +265,7 @@ def test_rows_are_what_they_are_called():
     assert ROWS["paper"].settings.every == 4
     assert ROWS["paper, every step"].settings == replace(ROWS["paper"].settings, every=1)
     assert not ROWS["l0"].kernel_prior and ROWS["l0 + kernel prior"].kernel_prior
+    assert ROWS["search"].settings.search and not ROWS["l0 + kernel prior"].settings.search
     assert [name for name, row in ROWS.items() if row.true_kernel] == [
         "hyper-laplacian, true kernel", "prox, true kernel",
     ]  # fmt: skip

@@ -3,7 +3,8 @@
 The kernel is that of :func:`latentdem.operators.initialization.estimate_kernel`, the L0 gradient
 prior of Xu, Zheng and Jia (CVPR 2013) in the optimisation of Pan, Hu, Su and Yang (CVPR 2014),
 coarse to fine.  The deconvolutions are the Wiener filter, Richardson and Lucy's iteration, and the
-hyper-Laplacian prior of Krishnan and Fergus (NIPS 2009).
+hyper-Laplacian prior of Krishnan and Fergus (NIPS 2009).  With ``search`` the kernel is the first
+one of ``prox`` (:mod:`latentdem.operators.kernel_search`): what our method is without its diffusion.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class ClassicalSettings:
 
     deconvolution: str = "hyper-laplacian"
     """``hyper-laplacian``, ``wiener`` or ``richardson-lucy``."""
+    search: bool = False
+    """The best of several kernels, if the model has a kernel prior."""
     hyper_laplacian: HyperLaplacianSettings = field(default_factory=HyperLaplacianSettings)
     wiener_ratio: float = 0.03
     """Noise over signal where the squared gradient filter is one."""
@@ -69,7 +72,9 @@ def run_classical(
     """
     state = EMState(model.padded, model.initial_kernel())
     with state.phase("first_kernel"):
-        if kernel is None:
+        if kernel is None and settings.search:
+            kernel = model.start_parameters()
+        elif kernel is None:
             kernel = estimate_kernel(
                 model.observation,
                 model.kernel_size,

@@ -21,7 +21,7 @@ def first_kernel(model: BlurModel, name: str, known: Tensor | None = None) -> Te
 
     Args:
         model: the observation.
-        name: ``box`` (5 x 5 pixels) or ``edges`` (what ``prox`` starts from).
+        name: ``box`` (5 x 5 pixels) or ``edges`` (that of ``l0 + kernel prior``).
         known: taken instead.
 
     >>> model = BlurModel(torch.rand(1, 3, 16, 16), kernel_size=5, noise_std=0.01)

@@ -72,10 +72,17 @@ class EdgeStepSettings:
     denoiser_share: float = 1.0
     """Share of the kernel prior's answer in the new kernel."""
     momentum: float = 0.5
-    """Share of the kernel before ..."""
+    """Share of the kernel before."""
+    floor: float = 0.1
+    """Kernel values below this share of the peak are set to zero.  A mean of answers has a haze,
+    which hardly shows in MNC and costs the picture: of 12 validation pairs of 25 pixels, sparse
+    deconvolutions by their first kernels gain 6.39 dB with it, and 6.66, 6.80 and 6.72 with floors
+    of 0.05, 0.1 and 0.15."""
+    searched_denoiser_share: float = 0.6
     searched_momentum: float = 0.8
-    """... and where the first one was chosen among several.  On twelve validation pairs of 25 pixels
-    MNC is 0.934 by it and 0.926 by 0.5."""
+    """Both, where the first kernel was chosen among several: what is left is in the equations.  On
+    the same pairs, one chain: 7.13 dB with this share, this momentum and the floor, 7.14 with a
+    momentum of 0.5, 6.70 with a share of 1 and no floor."""
 
 
 @dataclass(frozen=True)
@@ -322,14 +329,18 @@ class BlurModel(ForwardModel):
     def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
         """M-step on the salient edges of the current image ``[1,C,H_c,W_c]``."""
         if self.searches:
-            settings = replace(settings, momentum=settings.searched_momentum)
+            settings = replace(
+                settings,
+                denoiser_share=settings.searched_denoiser_share,
+                momentum=settings.searched_momentum,
+            )
         fit = self.fit_edges(self.edges(image, settings), parameters, weight=settings.kernel_weight)
         return self.settle(fit, settings)
 
     def settle(self, fit: KernelFit, settings: EdgeStepSettings) -> Tensor:
         """The kernel prior's answer to ``fit``, averaged with the kernel before, in its place."""
         found = align(self.answer(fit, settings.denoiser_share), fit.before)
-        return torch.lerp(found, fit.before, settings.momentum)
+        return above(torch.lerp(found, fit.before, settings.momentum), settings.floor)
 
     def answer(self, fit: KernelFit, share: float) -> Tensor:
         """The fitted kernel, or where there is a kernel prior, its answer to the given share."""
@@ -380,11 +391,16 @@ class BlurModel(ForwardModel):
         return torch.lerp(kernel, self.kernel_prior(kernel), share)
 
 
+def above(kernel: Tensor, floor: float) -> Tensor:
+    """``kernel [1,1,k,k]`` without what is below a share of its peak, summing to one."""
+    lowest = floor * kernel.amax((-2, -1), keepdim=True)
+    kernel = torch.where(kernel >= lowest, kernel, torch.zeros_like(kernel))
+    return kernel / kernel.sum()
+
+
 def _tidy(kernel: Tensor) -> Tensor:
     """Drop what is below the threshold, centre to the nearest pixel, sum to one."""
-    floor = THRESHOLD * kernel.amax((-2, -1), keepdim=True)
-    kernel = torch.where(kernel >= floor, kernel, torch.zeros_like(kernel))
-    return ext.recenter_kernel(kernel / kernel.sum(), subpixel=False)
+    return ext.recenter_kernel(above(kernel, THRESHOLD), subpixel=False)
 
 
 def align(kernel: Tensor, reference: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A first kernel from the observation alone: coarse to fine, with the L0 gradient prior.
 
 EM then starts near a kernel and not at a delta, where a diffusion prior, which likes smooth
-pictures, would keep it.  Half a second for 256 x 256 pixels; :mod:`latentdem.operators.kernel_search`
-chooses among several.
+pictures, would keep it.  Half a second for 256 x 256 pixels.  Of several,
+:mod:`latentdem.operators.kernel_search` chooses the best.
 """
 
 from __future__ import annotations
