@@ -44,9 +44,7 @@ class Echo(KernelDenoiserNet):
 
 def test_a_wrong_kernels_picture_rings():
     true, wrong = (random_motion_kernel(11, seed=seed) for seed in (3, 4))
-    model = BlurModel(
-        observe(true).mean(1, keepdim=True), kernel_size=11, noise_std=0.005
-    )  # fmt: skip
+    model = BlurModel(observe(true).mean(1, keepdim=True), kernel_size=11, noise_std=0.005)
     right, other = (
         ringing(model.crop(kernel_search._sparse(model, kernel))) for kernel in (true, wrong)
     )
@@ -65,7 +63,7 @@ def test_the_right_one_of_several_is_chosen(monkeypatch, place):
     monkeypatch.setattr(kernel_search, "estimate_kernel", lambda *_, **__: next(order))
     monkeypatch.setattr(kernel_search, "REFINEMENTS", 0)
     found = search_kernel(observe(true), 11, noise_std=0.005, kernel_prior=Echo())
-    assert torch.equal(found, above(true, EdgeStepSettings().floor))
+    assert torch.equal(found, above(true, EdgeStepSettings().searched_floor))
 
 
 def test_the_starts_differ_and_the_best_are_refined(monkeypatch):
@@ -126,7 +124,7 @@ def test_m_steps_after_a_search_keep_more_of_the_kernel_before():
     image = torch.rand(1, 3, 64, 64)
     model = BlurModel(observe(true, side=74), kernel_size=11, noise_std=0.1, kernel_prior=Echo())
     image = torch.nn.functional.interpolate(image, model.canvas)
-    settings = EdgeStepSettings(searched_momentum=1.0, floor=0.0)
+    settings = EdgeStepSettings(searched_momentum=1.0, searched_floor=0.0)
     kept = model.update(image, before, settings)
     torch.testing.assert_close(kept, before / before.sum())
     model.kernel_prior = None

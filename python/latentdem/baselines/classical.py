@@ -4,7 +4,7 @@ The kernel is that of :func:`latentdem.operators.initialization.estimate_kernel`
 prior of Xu, Zheng and Jia (CVPR 2013) in the optimisation of Pan, Hu, Su and Yang (CVPR 2014),
 coarse to fine.  The deconvolutions are the Wiener filter, Richardson and Lucy's iteration, and the
 hyper-Laplacian prior of Krishnan and Fergus (NIPS 2009).  With ``search`` the kernel is the first
-one of ``prox`` (:mod:`latentdem.operators.kernel_search`): what our method is without its diffusion.
+one of ``prox`` (:mod:`latentdem.operators.kernel_search`): our method without its diffusion model.
 """
 
 from __future__ import annotations

@@ -75,11 +75,11 @@ ROWS: dict[str, Row] = {
 """Weaker and older methods first; ours is ``prox``, the ceilings come last.
 
 Rows called ``edges`` start from the kernel of ``l0 + kernel prior`` and move it only at low noise.
-``search`` is ``prox`` without its diffusion model.  Settings say what they were chosen on.  ``dps-em``: on the two
-photographs of :class:`~latentdem.baselines.blind_dps.BlindDPSSettings`, 100 steps, input 21.1 dB:
-step sizes of 5.5, 11 and 22 give 21.8, 22.4 and 21.9 dB at 128 x 128 pixels.  A step along the
-gradient of a norm has to grow with the root of the number of pixels, so that 11 there is 22 at 256
-x 256.
+``search`` is ``prox`` without its diffusion model.  Settings say what they were chosen on.
+``dps-em``: on the two photographs of :class:`~latentdem.baselines.blind_dps.BlindDPSSettings`, 100
+steps, input 21.1 dB: step sizes of 5.5, 11 and 22 give 21.8, 22.4 and 21.9 dB at 128 x 128 pixels.
+A step along the gradient of a norm has to grow with the root of the number of pixels, so that 11
+there is 22 at 256 x 256.
 """
 
 

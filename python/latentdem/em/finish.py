@@ -8,9 +8,7 @@ from torch import Tensor
 from latentdem.em.settings import ProxSettings
 from latentdem.operators.edges import smooth_total_variation
 from latentdem.operators.forward_model import ForwardModel
-
-LEAST_NOISE = 0.005
-"""Of the sparse deconvolution: below it the kernel's error is the larger one."""
+from latentdem.operators.hyper_laplacian import weight_at
 
 
 def finish(
@@ -30,7 +28,7 @@ def finish(
     if settings.total_variation > 0:
         image = smooth_total_variation(image, settings.total_variation)
     if settings.sparse_share > 0:
-        weight = settings.sparse_weight * (max(model.noise_std, LEAST_NOISE) / 0.01) ** 2
+        weight = weight_at(settings.sparse_weight, model.noise_std)
         sparse = model.sparse_estimate(parameters, weight)
         if sparse is not None:
             image = torch.lerp(image, sparse, settings.sparse_share)

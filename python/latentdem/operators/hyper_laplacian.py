@@ -58,6 +58,19 @@ class HyperLaplacianSettings:
             raise ValueError(f"exponent must lie in (0, 1], found {self.exponent}")
 
 
+LEAST_NOISE = 0.005
+"""Below it the kernel's error is the larger one."""
+
+
+def weight_at(weight: float, noise_std: float) -> float:
+    """The prior's weight at a noise of ``noise_std``, where it is ``weight`` at 0.01.
+
+    >>> weight_at(1.0, 0.02), weight_at(1.0, 0.0)
+    (4.0, 0.25)
+    """
+    return weight * (max(noise_std, LEAST_NOISE) / 0.01) ** 2
+
+
 Progress = Callable[[float, float], None]
 """Called after each alternation with beta and the split objective at that beta."""
 

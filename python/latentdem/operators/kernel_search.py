@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentdem.operators.blur import BlurModel, EdgeStepSettings, above
-from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
+from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian, weight_at
 from latentdem.operators.initialization import EDGE_WEIGHT, ITERATIONS, estimate_kernel
-from latentdem.priors.kernel import KernelDenoiserNet, SymmetricKernelPrior
+from latentdem.priors.kernel import SymmetricKernelPrior
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ REFINEMENTS = 4
 KEPT, KEPT_AFTER = 2, 1
 """... but of no more than so many, the best ones, after the first: a quarter faster, no worse."""
 SPARSE_WEIGHT = 5e-4
-"""Of the deconvolution, at a noise of 0.01; it goes with the noise's square."""
-LEAST_NOISE = 0.005
-"""Of the deconvolution: below it the kernel's error is the larger one."""
+"""Of the deconvolution, at a noise of 0.01."""
 OVERSHOOT_WEIGHT = 300.0
 """Of the mean distance from [0, 1], beside the logarithm of the gradients' l1 by l2 norm.
 
@@ -49,7 +47,7 @@ On 24 validation pairs of 25 and 14 of 15 pixels, deconvolutions by the four ker
 1000: 6.74 to 6.77 and 6.86 to 6.87); l1 by l2 alone 6.65 and 6.87, distance alone 5.96 and 6.88, as
 does the residual; the sum of |gradients|^0.67 5.99 and 6.23.  One wrong choice costs up to 10 dB.
 """
-STEP = EdgeStepSettings(momentum=0.3, floor=0.0)
+STEP = EdgeStepSettings(momentum=0.3)
 
 
 def ringing(image: Tensor) -> Tensor:
@@ -63,16 +61,16 @@ def ringing(image: Tensor) -> Tensor:
     >>> ringing(step) < ringing(step + 0.1 * torch.tensor([0.0, 1.0, -1.0, 1.0, -1.0, 0.0]))
     tensor(True)
     """
-    sparsity = sum(
+    down, right = (
         difference.abs().sum() / difference.square().sum().sqrt().clamp_min(1e-12)
         for difference in (image.diff(dim=-2), image.diff(dim=-1))
     )
     overshoot = (image - image.clamp(0, 1)).abs().mean()
-    return (sparsity + 1e-12).log() + OVERSHOOT_WEIGHT * overshoot
+    return (down + right + 1e-12).log() + OVERSHOOT_WEIGHT * overshoot
 
 
 def _sparse(model: BlurModel, kernel: Tensor) -> Tensor:
-    weight = SPARSE_WEIGHT * (max(model.noise_std, LEAST_NOISE) / 0.01) ** 2
+    weight = weight_at(SPARSE_WEIGHT, model.noise_std)
     return hyper_laplacian(model, kernel, HyperLaplacianSettings(weight=weight))
 
 
@@ -88,7 +86,7 @@ def search_kernel(
     *,
     noise_std: float,
     boundary: str = "valid",
-    kernel_prior: KernelDenoiserNet,
+    kernel_prior: nn.Module,
 ) -> Tensor:
     """The best of several first kernels, refined.
 
@@ -124,8 +122,8 @@ def search_kernel(
     for done in range(REFINEMENTS):
         images = [_sparse(model, kernel) for kernel in kernels]
         if done == KEPT_AFTER:
-            best = _best_first(model, images)[:KEPT]
-            kernels, images = [kernels[i] for i in best], [images[i] for i in best]
+            kept = _best_first(model, images)[:KEPT]
+            kernels, images = [kernels[i] for i in kept], [images[i] for i in kept]
         kernels = [
             model.settle(
                 model.fit_edges(model.edges(image, STEP), kernel, weight=STEP.kernel_weight), STEP
@@ -133,4 +131,4 @@ def search_kernel(
             for image, kernel in zip(images, kernels, strict=True)
         ]
     best = _best_first(model, [_sparse(model, kernel) for kernel in kernels])[0]
-    return above(kernels[best], EdgeStepSettings().floor)
+    return above(kernels[best], STEP.searched_floor)

@@ -72,6 +72,8 @@ class SuperResolutionModel(BlurModel):
     # That of the fine picture's blur does not fit.
     residual_variance = ForwardModel.residual_variance
     sparse_estimate = ForwardModel.sparse_estimate
+    # Not measured with a search.
+    searches = ForwardModel.searches
 
     def simulate(self, image: Tensor, parameters: Tensor) -> Tensor:
         """``S (k * x)``: ``[N,C,H_c/f,W_c/f]`` of ``image [N,C,H_c,W_c]``."""

@@ -63,6 +63,8 @@ class VaryingBlurModel(BlurModel):
     # That of a uniform blur does not fit.
     residual_variance = ForwardModel.residual_variance
     sparse_estimate = ForwardModel.sparse_estimate
+    # Not measured with a search.
+    searches = ForwardModel.searches
 
     def simulate(self, image: Tensor, parameters: Tensor) -> Tensor:
         """``sum_p k_p * (w_p x)`` on the canvas."""
