@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from em.test_blur_model import scene
 
 import latentdem_ext as ext
 from latentdem.metrics import maximum_normalized_correlation
@@ -12,17 +13,6 @@ from latentdem.operators.kernel_search import ringing, search_kernel
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.priors import load_kernel_prior
 from latentdem.priors.kernel import KernelDenoiserNet, SymmetricKernelPrior
-
-
-def scene(side, seed=0):
-    """Random rectangles: edges in every direction, black and white among them."""
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.full((1, 3, side, side), 0.5)
-    for _ in range(60):
-        y, x = (int(torch.randint(0, side - 4, (), generator=generator)) for _ in range(2))
-        h, w = (int(torch.randint(3, side // 3, (), generator=generator)) for _ in range(2))
-        image[..., y : y + h, x : x + w] = torch.rand(1, 3, 1, 1, generator=generator)
-    return image
 
 
 def observe(kernel, side=128, noise_std=0.005, boundary="valid"):
