@@ -46,7 +46,7 @@ def kernel_sizes(size: int) -> list[int]:
     """Odd kernel sizes from coarse to fine, each about 1.4 times the one before.
 
     >>> kernel_sizes(25)
-    [3, 5, 7, 9, 13, 17, 25]
+    [3, 5, 7, 9, 13, 19, 25]
     """
     sizes = [size]
     while sizes[0] > 3:
