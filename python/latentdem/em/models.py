@@ -109,40 +109,26 @@ class ModelOptions:
         kernel_prior: KernelDenoiserNet | None,
     ) -> ForwardModel:
         """The model of ``observation [1,3,H,W]``."""
-        model = self._blur(
-            self.light(observation),
-            kernel_size=kernel_size,
-            noise_std=noise_std,
-            boundary=boundary,
-            kernel_prior=kernel_prior,
-        )
-        if self.linear_light:
-            return LinearLightModel(model, observation, noise_std=noise_std)
-        return model
-
-    def _blur(
-        self,
-        observation: Tensor,
-        *,
-        kernel_size: int,
-        noise_std: float,
-        boundary: str,
-        kernel_prior: KernelDenoiserNet | None,
-    ) -> BlurModel:
-        """The model of the values that blur adds up."""
+        values = self.light(observation)
         common: dict[str, Any] = {
             "kernel_size": kernel_size,
             "noise_std": noise_std,
             "boundary": boundary,
         }
+        model: BlurModel
         if self.blur != "motion":
-            return FamilyBlurModel(observation, family=self.blur, **common)
-        common["kernel_prior"] = kernel_prior
-        if self.scale > 1:
-            return SuperResolutionModel(observation, scale=self.scale, **common)
-        if self.varies:
-            return VaryingBlurModel(observation, grid=self.grid, **common)
-        return BlurModel(observation, **common)
+            model = FamilyBlurModel(values, family=self.blur, **common)
+        elif self.scale > 1:
+            model = SuperResolutionModel(
+                values, scale=self.scale, kernel_prior=kernel_prior, **common
+            )
+        elif self.varies:
+            model = VaryingBlurModel(values, grid=self.grid, kernel_prior=kernel_prior, **common)
+        else:
+            model = BlurModel(values, kernel_prior=kernel_prior, **common)
+        if self.linear_light:
+            return LinearLightModel(model, observation, noise_std=noise_std)
+        return model
 
     def check_kernel(self, kernel: Any) -> Tensor:
         """A known kernel ``[1,P,k,k]`` (P = 1 without a grid), each plane summing to one.
