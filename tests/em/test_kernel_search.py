@@ -36,7 +36,7 @@ def test_a_wrong_kernels_picture_rings():
     true, wrong = (random_motion_kernel(11, seed=seed) for seed in (3, 4))
     model = BlurModel(observe(true).mean(1, keepdim=True), kernel_size=11, noise_std=0.005)
     right, other = (
-        ringing(model.crop(kernel_search._sparse(model, kernel))) for kernel in (true, wrong)
+        ringing(model.crop(kernel_search.sparse(model, kernel))) for kernel in (true, wrong)
     )
     assert float(right) < float(other) - 0.1
     # Blur spreads gradients, too, and values outside [0, 1] count by themselves.

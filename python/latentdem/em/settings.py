@@ -13,9 +13,11 @@ class ProxSettings:
     """``prox``: proximal E-step without back-propagation (the default method)."""
 
     steps: int = 16
-    """Steps of the reverse trajectory."""
-    chains: int = 3
-    """Trajectories with a shared kernel; their mean is the result."""
+    """Steps of the reverse trajectory.  12 lose 0.06 dB with the true kernel, on six validation
+    pairs."""
+    chains: int = 2
+    """Trajectories with a shared kernel; their mean is the result.  Three, half as much work again,
+    gain 0.01 dB with the true kernel and lose 0.02 dB blindly, on the same pairs."""
     start: float = 0.4
     """Noise level t / T that the trajectory starts from, at the noised observation."""
     error_scale: float = 2.0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import latentdem_ext as ext
-from latentdem.operators.edges import l0_deconvolution
+from latentdem.operators.edges import l0_deconvolution, transfer_function
 from latentdem.operators.forward_model import ForwardModel
 from latentdem.priors.kernel import (
     THRESHOLD,
@@ -251,6 +251,11 @@ class BlurModel(ForwardModel):
             passes=1 if self._known else imputations,
         )
 
+    def power(self, parameters: Tensor) -> Tensor:
+        """``|K|^2``; of several kernels their mean."""
+        spectra = transfer_function(parameters.transpose(0, 1), self.canvas)
+        return spectra.abs().square().mean((0, 1))
+
     def sparse_estimate(self, parameters: Tensor, weight: float) -> Tensor | None:
         """Deconvolution under a hyper-Laplacian prior of the gradients."""
         # It takes models of this class.
@@ -329,15 +334,20 @@ class BlurModel(ForwardModel):
 
     def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
         """M-step on the salient edges of the current image ``[1,C,H_c,W_c]``."""
-        if self.searches:
-            settings = replace(
-                settings,
-                floor=settings.searched_floor,
-                denoiser_share=settings.searched_denoiser_share,
-                momentum=settings.searched_momentum,
-            )
+        settings = self.after_search(settings)
         fit = self.fit_edges(self.edges(image, settings), parameters, weight=settings.kernel_weight)
         return self.settle(fit, settings)
+
+    def after_search(self, settings: EdgeStepSettings) -> EdgeStepSettings:
+        """``settings``, those of after a search in the others' place if there was one."""
+        if not self.searches:
+            return settings
+        return replace(
+            settings,
+            floor=settings.searched_floor,
+            denoiser_share=settings.searched_denoiser_share,
+            momentum=settings.searched_momentum,
+        )
 
     def settle(self, fit: KernelFit, settings: EdgeStepSettings) -> Tensor:
         """The kernel prior's answer to ``fit``, averaged with the kernel before, in its place."""

@@ -95,8 +95,19 @@ class ForwardModel(ABC):
         """
         return self.solve(estimate, parameters, ratio=ratio, start=estimate, steps=5 * imputations)
 
+    def power(self, parameters: Tensor) -> Tensor:
+        """What ``A_phi' A_phi`` does to each frequency, roughly: a preconditioner.
+
+        Broadcasts with the half spectrum ``[H_c,W_c//2+1]``; by default, knowing nothing, one.
+        """
+        return self.padded.new_ones(())
+
     def sparse_estimate(self, parameters: Tensor, weight: float) -> Tensor | None:
-        """``[1,C,H_c,W_c]`` by another prior, sparse gradients; None of models that have none."""
+        """``[1,C,H_c,W_c]`` by another prior, sparse gradients; None of models that have none.
+
+        See :func:`latentdem.operators.hyper_laplacian.hyper_laplacian`, which takes any linear
+        model.
+        """
         return None
 
     def solve(

@@ -1,7 +1,8 @@
-"""Non-blind deconvolution with a hyper-Laplacian prior, nothing being known beyond the border.
+"""Non-blind inversion with a hyper-Laplacian prior, nothing being known beyond the border.
 
-``argmin_x 1/2 ||M (k * x - y)||^2 + w sum_c sum_d |D_d x_c|^a``, D the two forward differences, M
-the mask of the observed pixels, a = 2/3.  Source: Krishnan and Fergus, "Fast Image Deconvolution
+``argmin_x 1/2 ||M (A_phi x - y)||^2 + w sum_c sum_d |D_d x_c|^a``, D the two forward differences,
+M the mask of the observed pixels, a = 2/3; A_phi is any linear forward model, blur in the first
+place.  Source: Krishnan and Fergus, "Fast Image Deconvolution
 using Hyper-Laplacian Priors", NIPS 2009: half-quadratic splitting of the gradients with a weight
 beta that grows by 2 sqrt(2) from 1 to 256, one w- and one x-step at each (their algorithm 1; their
 lambda is our 1 / w).
@@ -20,9 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import latentdem_ext as ext
-from latentdem.operators.blur import BlurModel
-from latentdem.operators.edges import transfer_function
+from latentdem.operators.forward_model import ForwardModel
 
 
 @dataclass(frozen=True)
@@ -76,21 +75,22 @@ Progress = Callable[[float, float], None]
 
 
 def hyper_laplacian(
-    model: BlurModel,
+    model: ForwardModel,
     kernel: Tensor,
     settings: HyperLaplacianSettings,
     *,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The deconvolved image on the canvas, ``[1,C,H_c,W_c]``.
+    """The restored image on the canvas, ``[1,C,H_c,W_c]``.
 
     Args:
-        model: the observation, its canvas and mask.
-        kernel: ``[1,1,k,k]``, non-negative, summing to one.
+        model: the observation, its canvas and mask; linear.
+        kernel: phi, of a blur ``[1,1,k,k]``, non-negative, summing to one.
         settings: weights and iterations.
         progress: see :data:`Progress`; the values fall as long as beta stays.
 
     >>> import torch
+    >>> from latentdem.operators.blur import BlurModel
     >>> model = BlurModel(torch.rand(1, 3, 32, 32), kernel_size=5, noise_std=0.01)
     >>> kernel = torch.full((1, 1, 5, 5), 1 / 25)
     >>> image = hyper_laplacian(model, kernel, HyperLaplacianSettings())
@@ -98,9 +98,9 @@ def hyper_laplacian(
     torch.Size([1, 3, 32, 32])
     """
     x = model.padded.clone()
-    power = transfer_function(kernel, model.canvas).abs().square()
+    power = model.power(kernel)
     laplacian = _laplacian(model)
-    right = _adjoint(model, model.mask * model.padded, kernel)
+    right = model.adjoint(model.mask * model.target, kernel)
     beta = settings.beta_first
     while beta <= settings.beta_last * (1 + 1e-9):
         coupling = settings.weight * beta
@@ -109,7 +109,7 @@ def hyper_laplacian(
 
             def system(v: Tensor, coupling: float = coupling) -> Tensor:
                 blurred = model.mask * model.simulate(v, kernel)
-                return _adjoint(model, blurred, kernel) + coupling * _divergence(_gradient(v))
+                return model.adjoint(blurred, kernel) + coupling * _divergence(_gradient(v))
 
             denominator = power + coupling * laplacian
 
@@ -125,7 +125,7 @@ def hyper_laplacian(
 
 
 def objective(
-    model: BlurModel, kernel: Tensor, image: Tensor, settings: HyperLaplacianSettings
+    model: ForwardModel, kernel: Tensor, image: Tensor, settings: HyperLaplacianSettings
 ) -> float:
     """What is minimised, of ``image [1,C,H_c,W_c]``; without splitting."""
     prior = sum(float(d.abs().pow(settings.exponent).sum()) for d in _gradient(image))
@@ -133,7 +133,7 @@ def objective(
 
 
 def _split_objective(
-    model: BlurModel,
+    model: ForwardModel,
     kernel: Tensor,
     image: Tensor,
     w: list[Tensor],
@@ -145,12 +145,8 @@ def _split_objective(
     return _data(model, kernel, image) + settings.weight * (prior + 0.5 * beta * gap)
 
 
-def _data(model: BlurModel, kernel: Tensor, image: Tensor) -> float:
+def _data(model: ForwardModel, kernel: Tensor, image: Tensor) -> float:
     return 0.5 * float(model.residual_variance(image, kernel)) * model.observation.numel()
-
-
-def _adjoint(model: BlurModel, image: Tensor, kernel: Tensor) -> Tensor:
-    return ext.blur_conv2d_adjoint(image, kernel, boundary="circular")
 
 
 def _gradient(x: Tensor) -> list[Tensor]:
@@ -164,7 +160,7 @@ def _divergence(differences: list[Tensor]) -> Tensor:
     return down.roll(1, -2) - down + right.roll(1, -1) - right
 
 
-def _laplacian(model: BlurModel) -> Tensor:
+def _laplacian(model: ForwardModel) -> Tensor:
     """``|D|^2`` on the half spectrum of the canvas, ``[H_c,W_c//2+1]``."""
     height, width = model.canvas
     kind = {"dtype": model.padded.dtype, "device": model.padded.device}

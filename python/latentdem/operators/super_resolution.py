@@ -71,9 +71,21 @@ class SuperResolutionModel(BlurModel):
 
     # That of the fine picture's blur does not fit.
     residual_variance = ForwardModel.residual_variance
-    sparse_estimate = ForwardModel.sparse_estimate
-    # Not measured with a search.
-    searches = ForwardModel.searches
+
+    def start_parameters(self) -> Tensor:
+        """That of the enlarged picture, whose blur is the wanted one and the enlargement's."""
+        fine = BlurModel(
+            upsample(self.observation, self.scale),
+            kernel_size=self.kernel_size,
+            noise_std=self.noise_std,
+            boundary=self.boundary,
+            kernel_prior=self.kernel_prior,
+        )
+        return fine.start_parameters()
+
+    def power(self, parameters: Tensor) -> Tensor:
+        """``|K|^2 / f^2``: one in f^2 pixels is kept."""
+        return super().power(parameters) / self.scale**2
 
     def simulate(self, image: Tensor, parameters: Tensor) -> Tensor:
         """``S (k * x)``: ``[N,C,H_c/f,W_c/f]`` of ``image [N,C,H_c,W_c]``."""
@@ -119,6 +131,7 @@ class SuperResolutionModel(BlurModel):
         blurred = ext.blur_conv2d(image, parameters, boundary="circular")
         misfit = self.mask * (self.target - self.simulate(image, parameters))
         blurred = self.crop(blurred + upsample(misfit, self.scale))
+        settings = self.after_search(settings)
         edges = self.edges(image, settings)
         fit = self.fit_edges(
             edges,

@@ -54,17 +54,14 @@ class VaryingBlurModel(BlurModel):
             for before, side, after in ((self.top, height, bottom), (self.left, width, right))
         ]
         self.weights = inside[:, index[0]][:, :, index[1]].to(observation)
-        self._windows = [self.crop(weight)[None, None].contiguous() for weight in self.weights]
+        windows = [self.crop(weight) for weight in self.weights]
         if self.window is not None:
-            self._windows = [window * self.window for window in self._windows]
-        squares = torch.stack([window.square().sum() for window in self._windows])
+            windows = [window * self.window[0, 0] for window in windows]
+        squares = torch.stack([window.square().sum() for window in windows])
         self._shares = (squares / self.grey.numel()).tolist()
 
     # That of a uniform blur does not fit.
     residual_variance = ForwardModel.residual_variance
-    sparse_estimate = ForwardModel.sparse_estimate
-    # Not measured with a search.
-    searches = ForwardModel.searches
 
     def simulate(self, image: Tensor, parameters: Tensor) -> Tensor:
         """``sum_p k_p * (w_p x)`` on the canvas."""
@@ -76,9 +73,26 @@ class VaryingBlurModel(BlurModel):
             residual, parameters[0], self.weights, boundary="circular"
         )
 
+    def area(self, patch: int, least: float) -> tuple[slice, ...]:
+        """Index of the rectangle of the observation in which a patch weighs more than ``least``."""
+        inside = self.crop(self.weights[patch]) > least
+        rows, columns = (inside.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
+        return (
+            slice(None),
+            slice(None),
+            slice(rows[0], rows[-1] + 1),
+            slice(columns[0], columns[-1] + 1),
+        )
+
     def start_parameters(self) -> Tensor:
-        """One kernel for all patches: the M-steps make them differ."""
-        return super().start_parameters().expand(-1, len(self.weights), -1, -1).contiguous()
+        """Of each patch the best of several if there is a search, else one kernel for all."""
+        # It runs models of this class.
+        from latentdem.operators.varying_search import search_kernels
+
+        whole = super().start_parameters()
+        if self.searches:
+            return search_kernels(self, whole)
+        return whole.expand(-1, len(self.weights), -1, -1).contiguous()
 
     def proximal(
         self, estimate: Tensor, parameters: Tensor, *, ratio: float | Tensor, imputations: int = 3
@@ -92,11 +106,27 @@ class VaryingBlurModel(BlurModel):
         return self.solve(estimate, parameters, ratio=ratio, start=start, steps=2 * imputations)
 
     def update(self, image: Tensor, parameters: Tensor, settings: EdgeStepSettings) -> Tensor:
-        """M-step of every patch under its own window; less is known there, so it weighs less."""
+        """M-step of one patch after the other, against what the others leave of the observation.
+
+        Less is known of a patch, so its kernel's norm weighs less.
+        """
+        settings = self.after_search(settings)
         edges = self.edges(image, settings)
-        kernels = []
-        for window, share, before in zip(self._windows, self._shares, parameters[0], strict=True):
-            weight = share * settings.kernel_weight
-            fit = self.fit_edges(edges, before[None, None], weight=weight, window=window)
-            kernels.append(self.settle(fit, settings))
+        grey = image.mean(1, keepdim=True)
+        kernels = list(parameters[0, :, None, None])
+        blurred = [self._patch(grey, *pair) for pair in zip(self.weights, kernels, strict=True)]
+        for patch, (weight, share) in enumerate(zip(self.weights, self._shares, strict=True)):
+            others = torch.stack(blurred).sum(0) - blurred[patch]
+            fit = self.fit_edges(
+                weight * edges,
+                kernels[patch],
+                weight=share * settings.kernel_weight,
+                grey=(self.grey - self.crop(others)).contiguous(),
+            )
+            kernels[patch] = self.settle(fit, settings)
+            blurred[patch] = self._patch(grey, weight, kernels[patch])
         return torch.cat(kernels, 1)
+
+    def _patch(self, image: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:
+        """``k_p * (w_p x)`` on the canvas."""
+        return ext.blur_conv2d(weight * image, kernel, boundary="circular")
