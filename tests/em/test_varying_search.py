@@ -5,6 +5,7 @@ import torch
 from em.test_blur_model import scene
 
 import latentdem_ext as ext
+from latentdem.evaluate_operators import turned
 from latentdem.metrics import maximum_normalized_correlation, translate
 from latentdem.operators.motion import random_motion_kernel
 from latentdem.operators.varying import VaryingBlurModel
@@ -70,13 +71,13 @@ def test_what_leaves_the_frame_does_not_come_back():
 @pytest.mark.parametrize("grid", [(2, 2), (1, 3)])
 def test_place_mends_patches_that_were_torn_apart(grid):
     count = grid[0] * grid[1]
-    true = torch.cat([random_motion_kernel(9, seed=seed) for seed in range(count)], 1)
     # Room to be moved in.
-    true = torch.nn.functional.pad(true, (2, 2, 2, 2))
+    base = torch.nn.functional.pad(random_motion_kernel(9, seed=0), (2, 2, 2, 2))
+    true = torch.cat([turned(base, float(angle)) for angle in torch.linspace(-20, 20, count)], 1)
     model = VaryingBlurModel(
-        observe(true, grid, side=144), grid=grid, kernel_size=13, noise_std=0.005
+        observe(true, grid, side=192), grid=grid, kernel_size=13, noise_std=0.005
     )
-    moves = torch.tensor([[1.0, 0.0], [0.0, 1.5], [0.0, 0.0], [-1.0, -1.0]])[:count]
+    moves = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0], [-1.0, -1.5]])[:count]
     torn = torch.cat(
         [shift_kernel(k[None, None], move) for k, move in zip(true[0], moves, strict=True)], 1
     )
@@ -84,8 +85,10 @@ def test_place_mends_patches_that_were_torn_apart(grid):
     # All may move together; what counts is where they lie to each other.
     before, after = (centres(k) - centres(true) for k in (torn, mended))
     before, after = before - before.mean(0), after - after.mean(0)
-    assert float(before.abs().max()) > 0.6
-    assert float(after.abs().max()) < 0.2
+    assert float(before.abs().max()) > 1.3
+    # The picture between two patches is blurred by both: a fraction of a pixel is what can be had.
+    assert float(after.abs().max()) < 0.8
+    assert float(after.norm()) < 0.5 * float(before.norm())
     # And together they stay.
     assert float((centres(mended) - centres(torn)).mean(0).abs().max()) < 0.3
 
@@ -118,7 +121,7 @@ def test_search_finds_each_patch_its_own(boundary):
             maximum_normalized_correlation(found[:, patch : patch + 1], true[:, p : p + 1])
             for p in (patch, 1 - patch)
         )
-        assert own > 0.8 and own > 1.5 * other
+        assert own > 0.7 and own > 2 * other
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3)])
@@ -144,6 +147,7 @@ def test_area_is_where_a_patch_weighs():
     for least in (0.0, 0.15, 0.5):
         for patch, weight in enumerate(model.weights):
             inside = model.crop(weight) > least
-            area = model.area(patch, least)[2:]
-            assert bool(inside[area].all())
-            assert int(inside.sum()) == inside[area].numel()
+            found = inside[model.area(patch, least)[2:]]
+            # Nothing is left out, and no row or column is empty.
+            assert int(inside.sum()) == int(found.sum())
+            assert bool(found.any(0).all()) and bool(found.any(1).all())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import latentdem_ext as ext
 from latentdem.operators.blur import BlurModel, EdgeStepSettings, clipped
 from latentdem.operators.forward_model import ForwardModel
-from latentdem.priors.kernel import KernelDenoiserNet
 
 SCALES = (1, 2, 3, 4)
 
@@ -44,7 +43,7 @@ class SuperResolutionModel(BlurModel):
 
     def __init__(
         self, observation: Tensor, *, scale: int, kernel_size: int, noise_std: float,
-        boundary: str = "valid", kernel_prior: KernelDenoiserNet | None = None,
+        boundary: str = "valid", kernel_prior: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
             upsample(observation, scale),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import latentdem_ext as ext
 from latentdem.operators.blur import BlurModel, EdgeStepSettings
 from latentdem.operators.forward_model import ForwardModel
-from latentdem.priors.kernel import KernelDenoiserNet
 
 
 class VaryingBlurModel(BlurModel):
@@ -28,7 +27,7 @@ class VaryingBlurModel(BlurModel):
 
     def __init__(
         self, observation: Tensor, *, grid: tuple[int, int], kernel_size: int, noise_std: float,
-        boundary: str = "valid", kernel_prior: KernelDenoiserNet | None = None,
+        boundary: str = "valid", kernel_prior: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
             observation,
