@@ -138,6 +138,7 @@ def test_varying_m_step_tells_the_patches_apart():
     start = torch.full((1, 2, 9, 9), 1 / 81)
     found = model.update(image, start, EdgeStepSettings(denoiser_share=0, momentum=0))
     for patch in range(2):
+        # Whatever its place: a flat kernel before tells none.
         own, other = (
             maximum_normalized_correlation(found[:, patch : patch + 1], kernels[:, p : p + 1])
             for p in (patch, 1 - patch)

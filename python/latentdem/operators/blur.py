@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import latentdem_ext as ext
 from latentdem.operators.edges import l0_deconvolution, transfer_function
 from latentdem.operators.forward_model import ForwardModel
+from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
 from latentdem.priors.kernel import (
     THRESHOLD,
     kernel_evidence,
@@ -258,9 +259,6 @@ class BlurModel(ForwardModel):
 
     def sparse_estimate(self, parameters: Tensor, weight: float) -> Tensor | None:
         """Deconvolution under a hyper-Laplacian prior of the gradients."""
-        # It takes models of this class.
-        from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
-
         return hyper_laplacian(self, parameters, HyperLaplacianSettings(weight=weight))
 
     # M-step -----------------------------------------------------------------------------

@@ -2,10 +2,9 @@
 
 ``argmin_x 1/2 ||M (A_phi x - y)||^2 + w sum_c sum_d |D_d x_c|^a``, D the two forward differences,
 M the mask of the observed pixels, a = 2/3; A_phi is any linear forward model, blur in the first
-place.  Source: Krishnan and Fergus, "Fast Image Deconvolution
-using Hyper-Laplacian Priors", NIPS 2009: half-quadratic splitting of the gradients with a weight
-beta that grows by 2 sqrt(2) from 1 to 256, one w- and one x-step at each (their algorithm 1; their
-lambda is our 1 / w).
+place.  Source: Krishnan and Fergus, "Fast Image Deconvolution using Hyper-Laplacian Priors", NIPS
+2009: half-quadratic splitting of the gradients with a weight beta that grows by 2 sqrt(2) from 1 to
+256, one w- and one x-step at each (their algorithm 1; their lambda is our 1 / w).
 
 Where this differs: their border is periodic and tapered, so that their x-step is one division in
 Fourier space; here the mask makes it a linear system, which a few conjugate gradient steps with

@@ -35,7 +35,7 @@ STIFFNESS = 1e-3
 
 
 def displacement(moved: Tensor, still: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """How far ``moved`` lies from ``still``: ``(dy, dx) [2]`` and its information ``[2,2]``.
+    """How far ``moved`` lies from ``still``: pixels ``(dy, dx) [2]``, their information ``[2,2]``.
 
     Whole pixels by the least squared difference of gradients, then Gauss-Newton on the pictures.
 
@@ -83,7 +83,7 @@ def _phase(size: tuple[int, int], shift: Tensor) -> Tensor:
 
 
 def shift_kernel(kernel: Tensor, shift: Tensor) -> Tensor:
-    """``kernel [1,1,k,k]`` moved by ``(dy, dx) [2]``, fractions too, within its frame.
+    """``kernel [1,1,k,k]`` moved by ``(dy, dx) [2]`` pixels, fractions too, in its frame.
 
     >>> dot = torch.zeros(1, 1, 5, 5)
     >>> dot[..., 2, 2] = 1
