@@ -13,6 +13,7 @@ import typer
 from latentdem.cli_common import (
     COMPILE_HELP,
     DTYPE_HELP,
+    QUALITY_HELP,
     FastDecoderOption,
     GuidanceOption,
     NegativePromptOption,
@@ -109,6 +110,7 @@ def deblur(
     steps: Annotated[
         int | None, typer.Option(help="Steps of the trajectory. Default: the method's own.")
     ] = None,
+    quality: Annotated[str, typer.Option(help=QUALITY_HELP)] = "standard",
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     boundary: Annotated[
         str,
@@ -204,7 +206,7 @@ def deblur(
     from latentdem.devices import parse_dtype
     from latentdem.em import deblur as run
     from latentdem.em.models import ModelOptions
-    from latentdem.em.options import check_compile, check_device
+    from latentdem.em.options import check_compile, check_device, solver_settings
     from latentdem.em.steps import StepReport
     from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
@@ -218,6 +220,7 @@ def deblur(
         check_device(device)
         parse_dtype(dtype)
         check_compile(compile, method)
+        solver_settings(method, steps, quality=quality)
         rows_columns = parse_grid(grid)
         ModelOptions(blur, scale, rows_columns, linear_light).check_method(method)
         asked = given(
@@ -253,6 +256,7 @@ def deblur(
             request |= {"dtype": dtype} if dtype is not None else {}
             request |= {"tiling": True} if tiling else {}
             request |= {"linear_light": True} if linear_light else {}
+            request |= {"quality": quality} if quality != "standard" else {}
             complete = not trace or (folder / TRACE).exists()
             if not force and complete and _finished(folder, request):
                 console.print(f"{path}: already done, see {folder} (--force computes it again)")
@@ -285,6 +289,7 @@ def deblur(
                     grid=rows_columns,
                     method=method,
                     steps=steps,
+                    quality=quality,
                     seed=seed,
                     boundary=boundary,
                     tile=tile or None,

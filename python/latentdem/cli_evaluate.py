@@ -42,6 +42,9 @@ def evaluate(
     ] = None,
     method: Annotated[str, typer.Option(help="**prox** or **paper**.")] = "prox",
     steps: Annotated[int | None, typer.Option(help="Default: the method's own.")] = None,
+    quality: Annotated[
+        str, typer.Option(help="deblur: **fast**, **standard** or **best**, of prox.")
+    ] = "standard",
     pictures: Annotated[Path | None, typer.Option(help="Folder for comparison pictures.")] = None,
     data: Annotated[
         Path | None,
@@ -115,6 +118,7 @@ def evaluate(
                 noise_std=0.01 if noise_std is None else noise_std,
                 method=method,
                 steps=steps,
+                quality=quality,
                 pictures=pictures,
                 console=console,
             )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
+from latentdem.em.options import solver_settings
 from latentdem.io import comparison_picture
 from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.operators.motion import random_motion_kernel
@@ -172,6 +173,7 @@ def run_suite(
     noise_std: float,
     method: str,
     steps: int | None,
+    quality: str = "standard",
     pictures: Path | None,
     console: Console,
 ) -> dict[str, Any]:
@@ -186,10 +188,13 @@ def run_suite(
         "priors": prior_digests(),
         "versions": versions(),
     }
+    # Results from before there was this stay what was asked for.
+    setup |= {"quality": quality} if quality != "standard" else {}
+    solver_settings(method, steps, quality=quality)
     stored = stored_results(output, setup)
     rows: list[dict[str, Any]] = [] if stored is None else stored["rows"]
     round_trip = _round_trip(names)
-    options = {"method": method, "steps": steps}
+    options = {"method": method, "steps": steps, "quality": quality}
     done = {(row["image"], row["kernel"]) for row in rows}
     for index in range(kernels):
         for name in names:

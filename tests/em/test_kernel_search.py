@@ -74,6 +74,46 @@ def test_the_starts_differ_and_the_best_are_refined(monkeypatch):
     assert len(refined) == 4 + 3 * 2
 
 
+def test_large_kernels_are_searched_for_on_smaller_pictures_first(monkeypatch):
+    """Eight at 0.4 of the size, the best at half of it, and on the picture with one of its own."""
+    asked, refined = [], []
+
+    def estimate(observation, size, **options):
+        asked.append((observation.shape[-2:], size, options["edge_weight"], options["answered"]))
+        return random_motion_kernel(size, seed=len(asked))
+
+    refine = kernel_search.refine
+    monkeypatch.setattr(kernel_search, "estimate_kernel", estimate)
+
+    def noted(model, kernel, image, step):
+        refined.append((model, step))
+        return refine(model, kernel, image, step)
+
+    monkeypatch.setattr(kernel_search, "refine", noted)
+    monkeypatch.setattr(kernel_search, "LARGE_KERNEL", 15)
+    true = random_motion_kernel(25, seed=0)
+    found = search_kernel(observe(true, side=124), 25, noise_std=0.02, kernel_prior=Echo())
+    assert found.shape == true.shape
+    *coarse, fine = asked
+    assert {(tuple(shape), size) for shape, size, *_ in coarse} == {((36, 36), 9)}
+    assert len(set(coarse)) == len(coarse) == 8 and fine[1] == 25
+    sizes = [model.kernel_size for model, _ in refined]
+    # Eight three times and the best four three times; three twice; two and one three times.
+    assert sizes == [9] * (8 * 3 + 4 * 3) + [13] * 3 * 2 + [25] * 3 * 3
+    weights = [step.edge_weight for model, step in refined if model.kernel_size == 9]
+    assert weights == sorted(weights, reverse=True) and weights[0] == pytest.approx(6 * weights[-1])
+    assert refined[0][0].noise_std == pytest.approx(0.02 * 9 / 25)
+
+
+def test_search_for_a_large_kernel():
+    true = random_motion_kernel(61, seed=8)
+    torch.manual_seed(0)
+    observed = observe(true, side=316)
+    found = search_kernel(observed, 61, noise_std=0.005, kernel_prior=load_kernel_prior())
+    assert found.shape == true.shape and float(found.sum()) == pytest.approx(1, abs=1e-5)
+    assert maximum_normalized_correlation(found, true) > 0.85
+
+
 @pytest.mark.parametrize("boundary", ["valid", "circular"])
 def test_search_with_the_packaged_prior(boundary):
     true = random_motion_kernel(15, seed=8)
@@ -97,8 +137,8 @@ def test_search_on_the_smallest_pictures(shape):
 
 
 @pytest.mark.parametrize(("size", "prior", "searched"), [(9, True, True), (9, False, False),
-                                                        (37, True, False)])  # fmt: skip
-def test_models_search_with_a_prior_and_without_large_kernels(monkeypatch, size, prior, searched):
+                                                        (61, True, True)])  # fmt: skip
+def test_models_search_with_a_prior(monkeypatch, size, prior, searched):
     calls = []
     for module, name in ((initialization, "estimate_kernel"), (kernel_search, "search_kernel")):
         monkeypatch.setattr(module, name, lambda *_, name=name, **__: calls.append(name))

@@ -36,6 +36,7 @@ class Options:
         grid: rows and columns of a varying blur.
         method: ``prox`` or ``paper``.
         steps: of the trajectory; None: the method's own.
+        quality: as in ``deblur``.
         seed: of every image: results depend on no neighbour.
         boundary: ``valid``, ``auto`` or ``circular``.
         tile: side of tiles in pixels; None: never.
@@ -59,6 +60,7 @@ class Options:
     grid: tuple[int, int] = (1, 1)
     method: str = "prox"
     steps: int | None = None
+    quality: str = "standard"
     seed: int = 0
     boundary: str = "auto"
     tile: int | None = 640
@@ -74,7 +76,7 @@ class Options:
     def __post_init__(self) -> None:
         size = 1 if self.kernel_size is None else self.kernel_size
         check_options(size, self.method, self.boundary, self.noise_std, self.tile)
-        solver_settings(self.method, self.steps)
+        solver_settings(self.method, self.steps, quality=self.quality)
         parse_dtype(self.dtype)
         model = ModelOptions(self.blur, self.scale, self.grid, self.linear_light)
         model.check_method(self.method)
@@ -112,6 +114,8 @@ class Requests:
         for name in ("dtype", "linear_light"):
             if not plain[name]:
                 del plain[name]
+        if options.quality == "standard":
+            del plain["quality"]
         self._common = (
             plain
             | own

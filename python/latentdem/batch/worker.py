@@ -38,7 +38,7 @@ FOLDERS, FLAT = "folders", "flat"
 
 OPTIONS = (
     "kernel_size", "noise_std", "blur", "scale", "grid", "method", "steps", "seed", "boundary",
-    "tile", "assume_blurred", "linear_light",
+    "tile", "assume_blurred", "linear_light", "quality",
 )  # fmt: skip
 """Of :func:`latentdem.deblur`, as a request has them; some only where they were given."""
 

@@ -68,6 +68,7 @@ def deblur(
     grid: int | tuple[int, int] = 1,
     method: str = "prox",
     steps: int | None = None,
+    quality: str = "standard",
     seed: int = 0,
     boundary: str = "auto",
     tile: int | None = 640,
@@ -107,6 +108,8 @@ def deblur(
             ``Image.open`` gave it), and of others nothing is known, 0.
         method: ``prox`` (proximal E-step) or ``paper`` (the published gradients).
         steps: steps of the reverse trajectory; by default the method's own.
+        quality: of ``prox``: ``fast`` (a third of the work), ``standard``, or ``best`` (four times
+            as much), see the README for what they give and take.
         seed: seed of all random numbers; the same seed gives the same result.  Every image of
             a batch starts from it, so results do not depend on batch mates.
         boundary: ``valid`` (nothing is known beyond the border, what cameras do; also
@@ -164,7 +167,7 @@ def deblur(
             f"kernel_size {kernel_size} is larger than the image ({height} x {width} pixels)"
         )
     model_options.check_method(method)
-    options = solver_settings(method, steps, settings)
+    options = solver_settings(method, steps, settings, quality)
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
     place = used.device if device is None else check_device(device)
@@ -311,6 +314,7 @@ def deblur(
         history=[state.history for state in states],
         report={
             "method": method,
+            "quality": quality,
             "seed": seed,
             "kernel_size": max(sizes),
             "kernel_sizes": sizes,

@@ -10,7 +10,7 @@ import torch
 import latentdem_ext as ext
 from latentdem.devices import find_device
 from latentdem.em.e_step import COMPILE_MODES
-from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.em.settings import QUALITIES, PaperSettings, ProxSettings
 from latentdem.io import InputError
 from latentdem.operators.blur import BOUNDARIES
 
@@ -71,14 +71,28 @@ def check_coding_noise(std: float | Sequence[float], count: int) -> list[float]:
 
 
 def solver_settings(
-    method: str, steps: int | None, settings: ProxSettings | PaperSettings | None = None
+    method: str,
+    steps: int | None,
+    settings: ProxSettings | PaperSettings | None = None,
+    quality: str = "standard",
 ) -> ProxSettings | PaperSettings:
-    """The settings of ``method``: those given, or its own, with ``steps`` put in.
+    """The settings of ``method``: those given, or its own of a ``quality``, with ``steps`` put in.
 
     Raises:
-        ValueError: settings of the other method, or steps that cannot be taken.
+        ValueError: settings of the other method, steps that cannot be taken, or a quality that is
+            unknown or has nothing to change.
+
+    >>> solver_settings("prox", None, quality="fast").chains
+    1
     """
     kind = ProxSettings if method == "prox" else PaperSettings
+    if quality not in QUALITIES:
+        raise InputError(f"quality must be one of {', '.join(QUALITIES)}, found '{quality}'")
+    if QUALITIES[quality] and (settings is not None or kind is not ProxSettings):
+        other = "settings" if settings is not None else "other method"
+        raise InputError(f"quality '{quality}' is one of method 'prox': give no {other} with it")
+    if settings is None and kind is ProxSettings:
+        settings = ProxSettings(**QUALITIES[quality])
     if settings is None:
         settings = kind()
     if not isinstance(settings, kind):

@@ -49,6 +49,14 @@ class ProxSettings:
         _check(self.total_variation >= 0, "total_variation must be >= 0", self.total_variation)
 
 
+QUALITIES: dict[str, dict[str, int]] = {
+    "fast": {"steps": 8, "chains": 1},
+    "standard": {},
+    "best": {"steps": 32, "chains": 4},
+}
+"""What ``quality`` changes of :class:`ProxSettings`."""
+
+
 @dataclass(frozen=True)
 class PaperSettings:
     """``paper``: the published method, gradients through decoder, encoder and denoiser."""

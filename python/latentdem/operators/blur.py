@@ -265,15 +265,13 @@ class BlurModel(ForwardModel):
 
     @property
     def searches(self) -> bool:
-        """With a kernel prior, but not for large kernels: of those no estimate is good."""
-        from latentdem.operators.initialization import LARGE
-
-        return self.kernel_prior is not None and self.kernel_size <= LARGE
+        """With a kernel prior, which answers the search's M-steps."""
+        return self.kernel_prior is not None
 
     def start_parameters(self) -> Tensor:
         """First kernel ``[1,1,k,k]``, from the observation's edges, coarse to fine.
 
-        With a kernel prior the best of several, but of large kernels, where none is good.
+        With a kernel prior the best of several.
         """
         # They run models of this class on smaller pictures.
         from latentdem.operators.initialization import estimate_kernel

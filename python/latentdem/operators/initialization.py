@@ -38,7 +38,8 @@ SMALLEST_DENOISED = 9
 """Kernels below this size have too few pixels to have a shape."""
 
 
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """``image [B,C,H,W]`` at another size, without aliases."""
     return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
 
 
@@ -94,11 +95,11 @@ def estimate_kernel(
     for size in sizes:
         scale = size / kernel_size
         height, width = (max(size, round(side * scale)) for side in grey.shape[-2:])
-        small = _resize(grey, (height, width)) if scale < 1 else grey
+        small = resize(grey, (height, width)) if scale < 1 else grey
         model = BlurModel(
             small, kernel_size=size, noise_std=0.01, boundary=boundary, kernel_prior=kernel_prior
         )
-        kernel = _resize(kernel, (size, size)).clamp_min(0)
+        kernel = resize(kernel, (size, size)).clamp_min(0)
         kernel = kernel / kernel.sum()
         for done in range(ITERATIONS):
             image = l0_deconvolution(model.padded, kernel, weight=weight)
