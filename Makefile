@@ -109,6 +109,8 @@ gpu-tables:  ## Take the figures of the last gpu-check into the documents
 evaluate: build  ## Measure quality on unseen photographs and rewrite the README's tables
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_prox.json
 	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_paper.json --method paper --images 2 --kernels 1
+	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_fast.json --quality fast --kernels 1
+	$(BIN)/latentdem evaluate -o python/benchmarks/results/quality_65.json --kernel-size 65 --noise-std 0.02 --kernels 1
 	$(BIN)/python python/benchmarks/tables.py
 
 # All eight photographs under one kernel take hours; a stopped run goes on.

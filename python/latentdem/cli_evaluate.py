@@ -43,7 +43,7 @@ def evaluate(
     method: Annotated[str, typer.Option(help="**prox** or **paper**.")] = "prox",
     steps: Annotated[int | None, typer.Option(help="Default: the method's own.")] = None,
     quality: Annotated[
-        str, typer.Option(help="deblur: **fast**, **standard** or **best**, of prox.")
+        str, typer.Option(help="deblur: **standard** or **fast**, of prox.")
     ] = "standard",
     pictures: Annotated[Path | None, typer.Option(help="Folder for comparison pictures.")] = None,
     data: Annotated[
