@@ -213,59 +213,74 @@ def search_kernel(
     >>> search_kernel(photo, 9, noise_std=0.01, kernel_prior=prior).shape
     torch.Size([1, 1, 9, 9])
     """
-    grey, prior = observation.mean(1, keepdim=True), SymmetricKernelPrior(kernel_prior)
+    model = BlurModel(
+        observation.mean(1, keepdim=True),
+        kernel_size=kernel_size,
+        noise_std=noise_std,
+        boundary=boundary,
+        kernel_prior=SymmetricKernelPrior(kernel_prior),
+    )
+    if kernel_size > LARGE_KERNEL:
+        return _search_coarse_to_fine(model, also)
+    kernels = _refine_all(
+        model,
+        _estimates(model, STARTS) + list(also),
+        [Round(1.0, STEP)] * REFINEMENTS,
+        kept=KEPT,
+        kept_after=KEPT_AFTER,
+        recenter=False,
+    )
+    return above(_by_picture(model, kernels)[0], STEP.floor)
 
-    def model_of(picture: Tensor, size: int, noise: float) -> BlurModel:
-        return BlurModel(
-            picture, kernel_size=size, noise_std=noise, boundary=boundary, kernel_prior=prior
-        )
 
-    def estimates(picture: Tensor, size: int, starts: Sequence[Start]) -> list[Tensor]:
-        return [
-            estimate_kernel(
-                picture,
-                size,
-                boundary=boundary,
-                kernel_prior=prior,
-                edge_weight=start.edge_weight,
-                answered=start.answered,
-            )
-            for start in starts
-        ]
-
-    model = model_of(grey, kernel_size, noise_std)
-    if kernel_size <= LARGE_KERNEL:
-        kernels = _refine_all(
-            model,
-            estimates(grey, kernel_size, STARTS) + list(also),
-            [Round(1.0, STEP)] * REFINEMENTS,
-            kept=KEPT,
-            kept_after=KEPT_AFTER,
-            recenter=False,
-        )
-        return above(_by_picture(model, kernels)[0], STEP.floor)
-
-    def smaller(scale: float) -> BlurModel:
-        side = 2 * round((scale * kernel_size - 1) / 2) + 1
-        scale = side / kernel_size
-        height, width = (max(side, round(scale * length)) for length in grey.shape[-2:])
-        # Pixels that are means of several have less noise.
-        return model_of(resize(grey, (height, width)), side, scale * noise_std)
-
-    coarse, middle = smaller(COARSE_SCALE), smaller(MIDDLE_SCALE)
-    kernels = estimates(coarse.observation, coarse.kernel_size, STARTS + MORE_STARTS)
+def _search_coarse_to_fine(model: BlurModel, also: Sequence[Tensor]) -> Tensor:
+    """The large kernel ``[1,1,k,k]`` of a grey ``model``: on smaller pictures, then on its own."""
+    coarse, middle = _smaller(model, COARSE_SCALE), _smaller(model, MIDDLE_SCALE)
+    kernels = _estimates(coarse, STARTS + MORE_STARTS)
     kernels += [_resized(kernel, coarse.kernel_size) for kernel in also]
     kernels = _refine_all(coarse, kernels, COARSE, kept=COARSE_KEPT, kept_after=COARSE_KEPT_AFTER)
-    before = coarse
-    for finer, rounds, kept in (middle, MIDDLE, MIDDLE_KEPT), (model, FINE, FINE_KEPT):
-        kernels = _by_picture(before, kernels)[:kept]
-        kernels = [_resized(above(kernel, STEP.floor), finer.kernel_size) for kernel in kernels]
-        if finer is model:
-            # Smaller pictures may have lost what makes the difference.
-            kernels += estimates(grey, kernel_size, STARTS[:1])
-        kernels = _refine_all(finer, kernels, rounds)
-        before = finer
+    kernels = _enlarged(_by_picture(coarse, kernels)[:MIDDLE_KEPT], middle.kernel_size)
+    kernels = _refine_all(middle, kernels, MIDDLE)
+    kernels = _enlarged(_by_picture(middle, kernels)[:FINE_KEPT], model.kernel_size)
+    # Smaller pictures may have lost what makes the difference.
+    kernels += _estimates(model, STARTS[:1])
+    kernels = _refine_all(model, kernels, FINE)
     return ext.recenter_kernel(above(_by_picture(model, kernels)[0], STEP.floor), subpixel=False)
+
+
+def _estimates(model: BlurModel, starts: Sequence[Start]) -> list[Tensor]:
+    """First kernels ``[1,1,k,k]`` of ``model``, one for each of ``starts``."""
+    return [
+        estimate_kernel(
+            model.observation,
+            model.kernel_size,
+            boundary=model.boundary,
+            kernel_prior=model.kernel_prior,
+            edge_weight=start.edge_weight,
+            answered=start.answered,
+        )
+        for start in starts
+    ]
+
+
+def _smaller(model: BlurModel, scale: float) -> BlurModel:
+    """``model`` of a picture and kernels of about ``scale`` of the size."""
+    side = 2 * round((scale * model.kernel_size - 1) / 2) + 1
+    scale = side / model.kernel_size
+    height, width = (max(side, round(scale * length)) for length in model.extent)
+    return BlurModel(
+        resize(model.observation, (height, width)),
+        kernel_size=side,
+        # Pixels that are means of several have less noise.
+        noise_std=scale * model.noise_std,
+        boundary=model.boundary,
+        kernel_prior=model.kernel_prior,
+    )
+
+
+def _enlarged(kernels: Sequence[Tensor], side: int) -> list[Tensor]:
+    """``kernels`` without their haze, on the finer grid of ``side`` pixels."""
+    return [_resized(above(kernel, STEP.floor), side) for kernel in kernels]
 
 
 def _resized(kernel: Tensor, side: int) -> Tensor:
