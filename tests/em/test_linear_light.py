@@ -1,7 +1,5 @@
 """Blur in linear light: the curve, the model behind it, the whole EM, and the option's ways in."""
 
-import json
-
 import pytest
 import torch
 from em.test_blur_model import scene
@@ -9,9 +7,7 @@ from em.test_deblur import invoke
 
 import latentdem
 import latentdem_ext as ext
-from latentdem.batch import Options, run_batch
-from latentdem.batch.inputs import Item
-from latentdem.batch.request import Requests, digest
+from latentdem.batch import Options
 from latentdem.devices import no_synchronisation
 from latentdem.em.models import ModelOptions
 from latentdem.em.settings import ProxSettings
@@ -193,37 +189,3 @@ def test_the_published_method_knows_none(tmp_path):
                     "--method", "paper")  # fmt: skip
     assert result.exit_code == 1 and message in result.output
     assert result.output.count("\n") == 1
-
-
-def test_the_commands_take_it(tmp_path):
-    (tmp_path / "in").mkdir()
-    photo = tmp_path / "in" / "photo.png"
-    to_pil(torch.rand(3, 40, 36)).save(photo)
-    words = ("deblur", photo, "-o", tmp_path / "out", "--kernel-size", 5, "--steps", 1,
-             "--assume-blurred")  # fmt: skip
-    for light in ((), ("--linear-light",)):
-        result = invoke(*words, *light)
-        assert result.exit_code == 0, result.output
-        report = json.loads((tmp_path / "out/report.json").read_text())
-        assert report["linear_light"] is bool(light)
-        assert ("linear_light" in report["request"]) is bool(light)
-    assert "already done" in " ".join(invoke(*words, "--linear-light").output.split())
-    result = invoke("batch", tmp_path / "in", "-o", tmp_path / "many", "--kernel-size", 5,
-                    "--steps", 1, "--assume-blurred", "--linear-light")  # fmt: skip
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "many/photo/report.json").read_text())
-    assert report["linear_light"] is True and report["request"]["linear_light"] is True
-
-
-def test_a_batch_knows_the_results_apart_and_keeps_the_old_ones(tmp_path):
-    def request(**options):
-        return Requests(Options(**options), "cpu").options(Item("a", "a", "a"))
-
-    assert "linear_light" not in request() and request(linear_light=True)["linear_light"] is True
-    assert digest(request()) != digest(request(linear_light=True))
-    to_pil(torch.rand(3, 40, 36)).save(tmp_path / "photo.png")
-    for light in (False, True):
-        options = Options(kernel_size=5, steps=1, assume_blurred=True, linear_light=light)
-        run_batch([tmp_path / "photo.png"], tmp_path / "out", options)
-        report = json.loads((tmp_path / "out/photo/report.json").read_text())
-        assert report["linear_light"] is light

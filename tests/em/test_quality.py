@@ -1,16 +1,12 @@
 """``quality``: less of the same method, by one word."""
 
-import json
-
 import pytest
 import torch
 from em.test_deblur import invoke
 from rich.console import Console
 
 import latentdem
-from latentdem.batch import Options, run_batch
-from latentdem.batch.inputs import Item
-from latentdem.batch.request import Requests, digest
+from latentdem.batch import Options
 from latentdem.em.options import solver_settings
 from latentdem.em.settings import QUALITIES, PaperSettings, ProxSettings
 from latentdem.evaluate import run_suite
@@ -41,7 +37,7 @@ def test_what_goes_with_no_quality_is_said():
     assert solver_settings("prox", None, ProxSettings(chains=5)).chains == 5
 
 
-def test_deblur_takes_it(tmp_path):
+def test_deblur_takes_it():
     image = torch.rand(1, 3, 40, 36)
     result = latentdem.deblur(
         image, quality="fast", steps=1, kernel_size=5, noise_std=0.01, assume_blurred=True
@@ -51,41 +47,11 @@ def test_deblur_takes_it(tmp_path):
         Options(quality="good")
 
 
-def test_the_commands_take_it(tmp_path):
-    (tmp_path / "in").mkdir()
-    photo = tmp_path / "in" / "photo.png"
-    to_pil(torch.rand(3, 40, 36)).save(photo)
-    words = ("deblur", photo, "-o", tmp_path / "out", "--kernel-size", 5, "--steps", 1,
-             "--assume-blurred")  # fmt: skip
-    for extra, chains in ((), 2), (("--quality", "fast"), 1):
-        result = invoke(*words, *extra)
-        assert result.exit_code == 0, result.output
-        report = json.loads((tmp_path / "out/report.json").read_text())
-        assert report["settings"]["chains"] == chains
-        assert ("quality" in report["request"]) is bool(extra)
-    assert "already done" in " ".join(invoke(*words, "--quality", "fast").output.split())
-    result = invoke(*words, "--quality", "finest")
+def test_an_unknown_one_is_a_line(tmp_path):
+    to_pil(torch.rand(3, 40, 36)).save(tmp_path / "photo.png")
+    result = invoke("deblur", tmp_path / "photo.png", "-o", tmp_path / "out", "--quality", "finest")
     assert result.exit_code == 1 and result.output.count("\n") == 1
     assert "quality must be one of fast, standard, found 'finest'" in result.output
-    result = invoke("batch", tmp_path / "in", "-o", tmp_path / "many", "--kernel-size", 5,
-                    "--steps", 1, "--assume-blurred", "--quality", "fast")  # fmt: skip
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "many/photo/report.json").read_text())
-    assert report["settings"]["chains"] == 1 and report["request"]["quality"] == "fast"
-
-
-def test_a_batch_knows_the_results_apart_and_keeps_the_old_ones(tmp_path):
-    def request(**options):
-        return Requests(Options(**options), "cpu").options(Item("a", "a", "a"))
-
-    assert "quality" not in request() and request(quality="fast")["quality"] == "fast"
-    assert digest(request()) != digest(request(quality="fast"))
-    to_pil(torch.rand(3, 40, 36)).save(tmp_path / "photo.png")
-    for quality, chains in ("standard", 2), ("fast", 1):
-        options = Options(kernel_size=5, steps=1, assume_blurred=True, quality=quality)
-        run_batch([tmp_path / "photo.png"], tmp_path / "out", options)
-        report = json.loads((tmp_path / "out/photo/report.json").read_text())
-        assert report["settings"]["chains"] == chains
 
 
 def test_an_evaluation_of_a_quality_is_another_setup(tmp_path):

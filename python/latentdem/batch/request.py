@@ -111,11 +111,9 @@ class Requests:
             own["fast_decoder"] = decoder_digest(options.fast_decoder)
         # Only what was given: requests without these options stay what they were.
         plain = {k: v for k, v in asdict(options).items() if k not in PRIOR_OPTIONS}
-        for name in ("dtype", "linear_light"):
-            if not plain[name]:
+        for name in ("dtype", "linear_light", "quality"):
+            if plain[name] == getattr(Options, name):
                 del plain[name]
-        if options.quality == "standard":
-            del plain["quality"]
         self._common = (
             plain
             | own

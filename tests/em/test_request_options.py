@@ -1,0 +1,61 @@
+"""Options that a request has only where they were given: older results stay what was asked for."""
+
+import json
+
+import pytest
+import torch
+from em.test_deblur import invoke
+
+from latentdem.batch import Options, run_batch
+from latentdem.batch.inputs import Item
+from latentdem.batch.request import Requests, digest
+from latentdem.io import to_pil
+
+options = pytest.mark.parametrize(
+    ("words", "name", "default", "given"),
+    [
+        (("--linear-light",), "linear_light", False, True),
+        (("--quality", "fast"), "quality", "standard", "fast"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+@options
+def test_the_commands_take_it(tmp_path, words, name, default, given):
+    (tmp_path / "in").mkdir()
+    photo = tmp_path / "in" / "photo.png"
+    to_pil(torch.rand(3, 40, 36)).save(photo)
+    common = ("--kernel-size", 5, "--steps", 1, "--assume-blurred")
+    for extra, value in ((), default), (words, given):
+        result = invoke("deblur", photo, "-o", tmp_path / "out", *common, *extra)
+        assert result.exit_code == 0, result.output
+        report = report_of(tmp_path / "out")
+        assert report[name] == value
+        assert (name in report["request"]) is bool(extra)
+    again = invoke("deblur", photo, "-o", tmp_path / "out", *common, *words)
+    assert "already done" in " ".join(again.output.split())
+    result = invoke("batch", tmp_path / "in", "-o", tmp_path / "many", *common, *words)
+    assert result.exit_code == 0, result.output
+    report = report_of(tmp_path / "many" / "photo")
+    assert report[name] == given and report["request"][name] == given
+
+
+@options
+def test_a_batch_knows_the_results_apart_and_keeps_the_old_ones(
+    tmp_path, words, name, default, given
+):
+    def request(**options):
+        return Requests(Options(**options), "cpu").options(Item("a", "a", "a"))
+
+    assert name not in request() and request(**{name: given})[name] == given
+    assert digest(request()) != digest(request(**{name: given}))
+    to_pil(torch.rand(3, 40, 36)).save(tmp_path / "photo.png")
+    for value in (default, given):
+        asked = Options(kernel_size=5, steps=1, assume_blurred=True, **{name: value})
+        run_batch([tmp_path / "photo.png"], tmp_path / "out", asked)
+        assert report_of(tmp_path / "out" / "photo")[name] == value
