@@ -58,7 +58,7 @@ QUALITIES: dict[str, dict[str, Any]] = {
 
 More than the standard does not pay blindly: on six of ``make evaluate``'s pairs 32 steps of four
 chains gain 0.1 dB with the true kernel and lose 0.2 dB without, as more M-steps move the kernel
-further from the one that was searched for.
+further from the one that was searched for (MNC 0.899 for 0.906).
 """
 
 
