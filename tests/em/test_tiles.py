@@ -1,6 +1,7 @@
 """Large photographs in tiles: geometry, blending, and a run that is killed."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,9 +12,15 @@ import latentdem
 import latentdem_ext as ext
 from latentdem import cli
 from latentdem.em import tiles, together
-from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.em.settings import PaperSettings, ProxSettings, for_kernel_alone
 from latentdem.em.steps import EMState, StepReport
-from latentdem.em.tiles import blend_weight, informative_window, solve_in_tiles, spans
+from latentdem.em.tiles import (
+    blend_weight,
+    even_side,
+    informative_window,
+    solve_in_tiles,
+    spans,
+)
 from latentdem.evaluate import photograph_crop
 from latentdem.io import to_pil
 from latentdem.metrics import aligned_psnr
@@ -29,6 +36,18 @@ def test_spans_cover_and_overlap(length, overlap):
     assert starts[0] == 0 and starts[-1] == max(0, length - 100)
     for a, b in pairwise(starts):
         assert a < b <= a + 100 - overlap
+
+
+@pytest.mark.parametrize("length", [50, 99, 100, 101, 181, 320, 999, 6000])
+@pytest.mark.parametrize("overlap", [10, 49])
+def test_even_tiles_are_as_few_and_overlap_as_little_as_they_may(length, overlap):
+    side = even_side(length, 100, overlap)
+    starts = spans(length, side, overlap)
+    assert side <= 100 and len(starts) <= len(spans(length, 100, overlap))
+    assert side >= min(2 * overlap, length)
+    shared = sum(a + side - b for a, b in pairwise(starts))
+    if side > 2 * overlap:  # else the least side decides
+        assert shared < len(starts) * (overlap + 1)
 
 
 def test_window_is_where_the_edges_are_and_nothing_is_clipped():
@@ -157,6 +176,25 @@ def test_blind_tiles_share_one_kernel(blurred):
     json.dumps(found.report)
     grey = latentdem.deblur(blurred[0][:, :1], kernel_size=9, tile=120, settings=QUICK)
     assert grey.image.shape[1] == 1
+
+
+def test_the_kernel_alone_takes_fewer_steps(blurred):
+    """Reports count on without a gap, and tiles take all the steps that were asked for."""
+    reports = []
+    settings = replace(QUICK, steps=10, chains=2)
+    found = latentdem.deblur(
+        blurred[0],
+        kernel_size=9,
+        tile=120,
+        settings=settings,
+        progress=lambda index, count, report: reports.append(report),
+    )
+    assert {report.steps for report in reports} == {8 + 4 * 10}
+    assert [report.step for report in reports] == list(range(8 + 4 * 10))
+    assert found.report["network_evaluations"] == 8 + 4 * 10 * 2
+    paper = PaperSettings(steps=20, every=20, last=1)
+    assert for_kernel_alone(paper) is paper
+    assert for_kernel_alone(QUICK).steps == 2
 
 
 def test_the_published_method_in_tiles(blurred):

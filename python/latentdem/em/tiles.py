@@ -65,6 +65,18 @@ def spans(length: int, side: int, overlap: int) -> list[int]:
     return [round(k * (length - side) / (count - 1)) for k in range(count)]
 
 
+def even_side(length: int, side: int, overlap: int) -> int:
+    """Least side of as many intervals as it takes of ``side`` to cover ``length``.
+
+    Tiles of 640 pixels would cover 1000 with 1240, these with 1040: what they share, and no more.
+
+    >>> even_side(1000, 640, 40)
+    520
+    """
+    count = len(spans(length, side, overlap))
+    return max(-(-(length + (count - 1) * overlap) // count), min(2 * overlap, length))
+
+
 def informative_window(image: Tensor, side: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of the window of ``image [1,C,H,W]`` that tells most of a kernel.
 
@@ -160,6 +172,7 @@ def solve_in_tiles(
     kernel: Tensor | None,
     kernel_size: int,
     steps: int,
+    kernel_steps: int | None = None,
     tile: int,
     seed: int,
     checkpoint: Path | None = None,
@@ -174,7 +187,8 @@ def solve_in_tiles(
         kernel: if it is known.
         kernel_size: k, for the overlap.
         steps: reports of one call of ``solve``.
-        tile: side of the tiles in pixels.
+        kernel_steps: of the one that finds the kernel; by default as many.
+        tile: largest side of the tiles in pixels.
         seed: of the window; tile n has a seed of its own that depends on it and on n.
         checkpoint: folder that finished parts are kept in.
         key: what they belong to (:func:`request_key`).
@@ -183,27 +197,31 @@ def solve_in_tiles(
     height, width = observation.shape[-2:]
     overlap = kernel_size + MARGIN
     side = max(tile, 2 * overlap)
-    tops, lefts = spans(height, side, overlap), spans(width, side, overlap)
-    tiles = [(t, x, min(side, height), min(side, width)) for t in tops for x in lefts]
-    store = _Store(checkpoint, key, observation.device)
-    runs = len(tiles) + (kernel is None)
+    rows, columns = (even_side(length, side, overlap) for length in (height, width))
+    tops, lefts = spans(height, rows, overlap), spans(width, columns, overlap)
+    tiles = [(top, left, rows, columns) for top in tops for left in lefts]
+    # Parts of another geometry, such as an earlier version's, are of no use.
+    store = _Store(checkpoint, f"{key} {rows}x{columns}", observation.device)
+    if kernel_steps is None:
+        kernel_steps = steps
+    reports = len(tiles) * steps + (kernel_steps if kernel is None else 0)
     shown = observation.clone()
     state = EMState(observation, torch.empty(0) if kernel is None else kernel)
-    done = 0
+    reported = 0
 
     def run(
         name: str, place: tuple[int, int, int, int], known: Tensor | None, own_seed: int
     ) -> Tensor:
         """The kernel of a window, or the image of a tile with the kernel known."""
-        nonlocal done
+        nonlocal reported
         top, left, tall, wide = place
         area = (..., slice(top, top + tall), slice(left, left + wide))
 
         def step(report: StepReport) -> None:
             shown[area] = report.image
             if callback is not None:
-                now = done * steps + report.step
-                callback(replace(report, step=now, steps=runs * steps, image=shown))
+                now = reported + report.step
+                callback(replace(report, step=now, steps=reports, image=shown))
 
         kept = store.load(name)
         if kept is None:
@@ -220,7 +238,7 @@ def solve_in_tiles(
             for phase, seconds in found.seconds.items():
                 state.seconds[phase] = state.seconds.get(phase, 0.0) + seconds
         state.history += kept[1]
-        done += 1
+        reported += kernel_steps if known is None else steps
         return kept[0]
 
     window = None

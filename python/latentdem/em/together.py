@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentdem.em.memory import batch_size_for, free_memory, graph_size, measured
-from latentdem.em.settings import PaperSettings, ProxSettings
+from latentdem.em.settings import PaperSettings, ProxSettings, for_kernel_alone
 from latentdem.em.steps import EMState, Track, run_paper, run_prox, run_prox_together
 from latentdem.io import InputError
 from latentdem.operators.blur import BlurModel
@@ -83,9 +83,9 @@ class Batches:
                 count = len(waiting)
                 self._restore(key, count if self._compile is None else graph_size(count))
 
-    def solve(self, track: Track) -> EMState:
-        """One photograph by itself, now, by either method."""
-        settings = self._settings
+    def solve(self, track: Track, *, kernel_alone: bool = False) -> EMState:
+        """One photograph by itself, now, by either method; for its kernel alone, in less time."""
+        settings = for_kernel_alone(self._settings) if kernel_alone else self._settings
         with measured(self._prior.device) as peak:
             if isinstance(settings, ProxSettings):
                 state = run_prox(
