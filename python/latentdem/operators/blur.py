@@ -73,18 +73,19 @@ class EdgeStepSettings:
     denoiser_share: float = 1.0
     """Share of the kernel prior's answer in the new kernel."""
     momentum: float = 0.5
-    """Share of the kernel before."""
+    """Share of the kernel before; negative to overshoot."""
     floor: float = 0.0
     """Kernel values below this share of the peak are set to zero."""
     searched_floor: float = 0.1
     searched_denoiser_share: float = 0.6
-    searched_momentum: float = 0.8
+    searched_momentum: float = 0.9
     """These three where the first kernel was chosen among several, so that less is left to find.
 
     A mean of answers has a haze, which hardly shows in MNC and costs the picture: of 12 validation
     pairs of 25 pixels, sparse deconvolutions by their first kernels gain 6.39 dB with it, and 6.66,
     6.80 and 6.72 with floors of 0.05, 0.1 and 0.15.  The whole method with one chain gains 7.13 dB
-    by the three, 7.14 with a momentum of 0.5, 6.70 with a share of 1 and no floor."""
+    by the three with a momentum of 0.8, 7.14 with one of 0.5, 6.70 with a share of 1 and no floor.
+    After the longer search, eleven pairs have 0.06 dB more with 0.9 than with 0.8."""
 
 
 @dataclass(frozen=True)
