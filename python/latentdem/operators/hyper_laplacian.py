@@ -202,8 +202,11 @@ def _conjugate_gradients(
     scaled = precondition(residual)
     direction = scaled
     energy = (residual * scaled).sum()
+    # Where the preconditioner is nearly the inverse, what is left after a step or two is rounding,
+    # and its quotients are of zero by zero.
+    least = 1e-14 * float(energy)
     for _ in range(steps):
-        if float(energy) <= 0:
+        if float(energy) <= least:
             break
         image = system(direction)
         step = energy / (direction * image).sum()
