@@ -106,13 +106,15 @@ def test_large_kernels_are_searched_for_on_smaller_pictures_first(monkeypatch):
 
 
 def test_search_for_a_large_kernel():
-    """Machines round differently, and a search goes its own way: 0.82 here, a lost one has 0.6."""
-    true = random_motion_kernel(61, seed=0)
+    """Better than an estimate, and far enough from the bound for a machine that rounds otherwise."""
+    true, prior = random_motion_kernel(53, seed=1), load_kernel_prior()
     torch.manual_seed(0)
-    observed = observe(true, side=316)
-    found = search_kernel(observed, 61, noise_std=0.005, kernel_prior=load_kernel_prior())
+    observed = observe(true, side=400, noise_std=0.002)
+    found = search_kernel(observed, 53, noise_std=0.002, kernel_prior=prior)
     assert found.shape == true.shape and float(found.sum()) == pytest.approx(1, abs=1e-5)
-    assert maximum_normalized_correlation(found, true) > 0.72
+    estimate = initialization.estimate_kernel(observed, 53, kernel_prior=prior)
+    assert maximum_normalized_correlation(estimate, true) < 0.9
+    assert maximum_normalized_correlation(found, true) > 0.9
 
 
 @pytest.mark.parametrize("boundary", ["valid", "circular"])
