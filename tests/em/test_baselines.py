@@ -91,6 +91,18 @@ def test_hyper_laplacian_sharpens_and_its_objectives_fall(problem):
     assert float(model.crop(flat).std()) < 0.5 * float(sharp.std())
 
 
+@pytest.mark.parametrize(("side", "peak", "seed"), [(24, 1.0, 2), (40, 0.95, 1), (24, 0.82, 0)])
+def test_hyper_laplacian_stops_where_it_has_converged(side, peak, seed):
+    """Everything is known and hardly blurred: conjugate gradients are done in a step or two."""
+    observed = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    kernel = torch.zeros(1, 1, 9, 9)
+    kernel[..., 4, 3:6] = torch.tensor([(1 - peak) / 2, peak, (1 - peak) / 2])
+    model = BlurModel(observed, kernel_size=9, noise_std=0.01, boundary="circular")
+    image = hyper_laplacian(model, kernel, HyperLaplacianSettings(weight=5e-4))
+    assert torch.isfinite(image).all()
+    assert float(model.residual_variance(image, kernel)) < 0.1**2
+
+
 @pytest.mark.parametrize("name", ["wiener", "richardson-lucy", "hyper-laplacian"])
 def test_deconvolutions_with_the_true_kernel(problem, name):
     _, observed, sharp = problem

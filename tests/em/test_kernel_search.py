@@ -106,7 +106,7 @@ def test_large_kernels_are_searched_for_on_smaller_pictures_first(monkeypatch):
 
 
 def test_search_for_a_large_kernel():
-    """Better than an estimate, and far enough from the bound for a machine that rounds otherwise."""
+    """Better than an estimate, by more than machines differ in rounding."""
     true, prior = random_motion_kernel(53, seed=1), load_kernel_prior()
     torch.manual_seed(0)
     observed = observe(true, side=400, noise_std=0.002)
