@@ -150,8 +150,8 @@ def deblur(
     tile: Annotated[
         int,
         typer.Option(
-            help="Photographs of more than twice its square are restored in tiles of this side, "
-            "which bounds memory; finished tiles survive a kill. 0: never."
+            help="Photographs of more than twice its square are restored in tiles of at most "
+            "this side, which bounds memory; finished tiles survive a kill. 0: never."
         ),
     ] = 640,
     assume_blurred: Annotated[

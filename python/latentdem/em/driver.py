@@ -114,9 +114,9 @@ def deblur(
             a batch starts from it, so results do not depend on batch mates.
         boundary: ``valid`` (nothing is known beyond the border, what cameras do; also
             ``auto``), or ``circular``.
-        tile: photographs of more than twice its square are restored in tiles of this side, which
-            bounds memory and time: the kernel is found in their most informative window.  None:
-            never.
+        tile: photographs of more than twice its square are restored in tiles of at most this
+            side, which bounds memory and time: the kernel is found in their most informative
+            window.  None: never.
         assume_blurred: deblur what looks sharp, too.  By default a photograph that a classifier
             is sure to be sharp is left as it is, with a warning in the report.
         linear_light: blur adds light, and not the values of a file, in which sRGB's curve has
