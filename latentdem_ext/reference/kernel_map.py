@@ -108,7 +108,10 @@ def kernel_map_solve(
     dx = columns[:, None] - columns[None, :] + kw - 1
     matrix = autocorrelation[:, dy, dx] + alpha * torch.eye(kh * kw, dtype=target.dtype)
     rhs = (crosscorrelation + alpha * target).reshape(batch, kh * kw, 1)
-    return torch.linalg.solve(matrix, rhs).reshape(batch, kh, kw)
+    # One by one: after torch.set_num_threads() a batched solve of large matrices never returns, as
+    # each of its threads waits for a team of its own inside LAPACK.
+    solutions = [torch.linalg.solve(m, r) for m, r in zip(matrix, rhs, strict=True)]
+    return torch.stack(solutions).reshape(batch, kh, kw) if batch else torch.zeros_like(target)
 
 
 def _grid_size(n: int) -> int:

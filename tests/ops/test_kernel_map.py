@@ -1,5 +1,8 @@
 """The kernel estimate against exact dense solves, and what it promises to its users."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -43,6 +46,21 @@ def test_solver_reaches_the_dense_solution(alpha):
     found = ext.kernel_map_solve(lags, rhs, start, start, alpha=alpha, steps=80)
     exact = reference.kernel_map_solve(lags, rhs, start, start, alpha=alpha)
     torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-9)
+
+
+def test_the_dense_solution_ends_after_threads_were_set():
+    """In a process of its own, since what it guards against never returns."""
+    program = """
+import torch
+from latentdem_ext import reference
+torch.set_num_threads(2)
+lags = torch.zeros(2, 29, 29, dtype=torch.float64)
+lags[:, 14, 14] = 1
+rhs = torch.rand(2, 15, 15, dtype=torch.float64)
+found = reference.kernel_map_solve(lags, rhs, rhs, rhs, alpha=1.0)
+torch.testing.assert_close(found, rhs)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -203,17 +203,16 @@ def _conjugate_gradients(
     direction = scaled
     energy = (residual * scaled).sum()
     # Where the preconditioner is nearly the inverse, what is left after a step or two is rounding,
-    # and its quotients are of zero by zero.
-    least = 1e-14 * float(energy)
+    # and its quotients are of zero by zero. Chosen on the device, which to ask would mean to wait.
+    least = 1e-14 * energy
     for _ in range(steps):
-        if float(energy) <= least:
-            break
+        left = energy > least
         image = system(direction)
-        step = energy / (direction * image).sum()
+        step = torch.where(left, energy / (direction * image).sum(), 0.0)
         x = x + step * direction
         residual = residual - step * image
         scaled = precondition(residual)
         fresh = (residual * scaled).sum()
-        direction = scaled + fresh / energy * direction
+        direction = scaled + torch.where(left, fresh / energy, 0.0) * direction
         energy = fresh
     return x
