@@ -4,6 +4,7 @@ Hypothesis draws the same examples every time; ``LATENTDEM_EXPLORE=1`` draws oth
 """
 
 import os
+import signal
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ settings.load_profile("explore" if os.environ.get("LATENTDEM_EXPLORE") == "1" el
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs_cuda: needs a GPU")
+    # In the background of a script Ctrl-C is ignored, by all that is started from there, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

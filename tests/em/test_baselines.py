@@ -91,6 +91,32 @@ def test_hyper_laplacian_sharpens_and_its_objectives_fall(problem):
     assert float(model.crop(flat).std()) < 0.5 * float(sharp.std())
 
 
+class AnyLinear(BlurModel):
+    """The same blur, of which the solver does not know that it is a convolution."""
+
+    def simulate(self, image, kernel):
+        return super().simulate(image, kernel)
+
+
+@pytest.mark.parametrize(("boundary", "size"), [("valid", (30, 41)), ("circular", (33, 27))])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_hyper_laplacian_is_the_same_on_pictures_and_on_spectra(boundary, size, channels):
+    observed = observe()[0][:, :channels, : size[0], : size[1]].double()
+    told = {"kernel_size": 9, "noise_std": 0.01, "boundary": boundary}
+    model, other = BlurModel(observed, **told), AnyLinear(observed, **told)
+    kernel = KERNEL.double()
+    assert model.transfer(kernel) is not None and other.transfer(kernel) is None
+    values = []
+    found, expected = (
+        hyper_laplacian(
+            each, kernel, HyperLaplacianSettings(), progress=lambda _, value: values.append(value)
+        )
+        for each in (model, other)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(values[: len(values) // 2], values[len(values) // 2 :])
+
+
 @pytest.mark.parametrize(("side", "peak", "seed"), [(24, 1.0, 2), (40, 0.95, 1), (24, 0.82, 0)])
 def test_hyper_laplacian_stops_where_it_has_converged(side, peak, seed):
     """Everything is known and hardly blurred: conjugate gradients are done in a step or two."""

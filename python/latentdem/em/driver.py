@@ -28,6 +28,7 @@ from latentdem.em.options import (
     check_options,
     solver_settings,
 )
+from latentdem.em.recording import unrecorded
 from latentdem.em.result import DeblurResult
 from latentdem.em.settings import PaperSettings, ProxSettings, for_kernel_alone
 from latentdem.em.sharp import SHARP, untouched
@@ -222,13 +223,14 @@ def deblur(
             top, left, tall, wide = (0, 0, height, width)
             if tiled:
                 top, left, tall, wide = informative_window(whole, WINDOW)
-            first = find_kernel(
-                model_options.light(whole[..., top : top + tall, left : left + wide]),
-                smallest=kernel_size,
-                largest=max(kernel_size, model_options.largest_kernel_size(tall, wide)),
-                boundary=limit,
-                kernel_prior=used_kernel,
-            )
+            with unrecorded():
+                first = find_kernel(
+                    model_options.light(whole[..., top : top + tall, left : left + wide]),
+                    smallest=kernel_size,
+                    largest=max(kernel_size, model_options.largest_kernel_size(tall, wide)),
+                    boundary=limit,
+                    kernel_prior=used_kernel,
+                )
             size = first.shape[-1]
         searches.append(time.perf_counter() - searching)
         sizes.append(size)

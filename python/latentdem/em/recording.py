@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +40,26 @@ class StepReport:
 
 
 StepCallback = Callable[[StepReport], None]
+
+pausing: ContextVar[Callable[[bool], None] | None] = ContextVar("pausing", default=None)
+"""Of a profiler that watches: called with True to pause it, with False to go on."""
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Keep what is done within out of a profile, which has the time of its phase all the same.
+
+    The search for a first kernel makes hundreds of thousands of events, for which a profiler has
+    neither the memory nor the time.
+    """
+    pause = pausing.get()
+    if pause is not None:
+        pause(True)
+    try:
+        yield
+    finally:
+        if pause is not None:
+            pause(False)
 
 
 class PhaseClock:

@@ -14,7 +14,14 @@ from torch.profiler import record_function
 import latentdem_ext as ext
 from latentdem.em.e_step import Levels, step_compiled, step_eagerly
 from latentdem.em.finish import finish
-from latentdem.em.recording import PHASE, PhaseClock, Recorder, StepCallback, StepReport
+from latentdem.em.recording import (
+    PHASE,
+    PhaseClock,
+    Recorder,
+    StepCallback,
+    StepReport,
+    unrecorded,
+)
 from latentdem.em.schedules import annealing, descending, takes_gradient
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.operators.blur import BlurModel
@@ -151,7 +158,10 @@ def run_prox_together(
         state = EMState(track.model.padded, torch.empty(0))
         with state.phase("first_kernel"):
             given = track.first_kernel if track.kernel is None else track.kernel
-            state.kernel = track.model.start_parameters() if given is None else given
+            if given is None:
+                with unrecorded():
+                    given = track.model.start_parameters()
+            state.kernel = given
         states.append(state)
     schedule = descending(round(settings.start * (prior.timesteps - 1)), settings.steps)
     levels = Levels.of(prior, schedule, settings.error_scale)

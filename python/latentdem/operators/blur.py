@@ -258,6 +258,12 @@ class BlurModel(ForwardModel):
         spectra = transfer_function(parameters.transpose(0, 1), self.canvas)
         return spectra.abs().square().mean((0, 1))
 
+    def transfer(self, parameters: Tensor) -> Tensor | None:
+        """The kernel's; none of a class that blurs otherwise."""
+        if type(self).simulate is not BlurModel.simulate:
+            return None
+        return transfer_function(parameters, self.canvas)
+
     def sparse_estimate(self, parameters: Tensor, weight: float) -> Tensor | None:
         """Deconvolution under a hyper-Laplacian prior of the gradients."""
         return hyper_laplacian(self, parameters, HyperLaplacianSettings(weight=weight))
