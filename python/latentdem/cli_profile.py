@@ -33,7 +33,7 @@ def profile(
     """Deblur one photograph under torch's profiler: seconds by phase and by operator.
 
     Writes **trace.json** (open it in ui.perfetto.dev or TensorBoard), **operators.txt**,
-    **phases.png** and **report.json**.
+    **phases.png** and **report.json**. The search for the first kernel is timed, not recorded.
 
     `latentdem profile photo.jpg -o out/profile`
     """
