@@ -19,7 +19,7 @@ from rich.progress import (
 
 console = Console(stderr=True)
 
-QUALITY_HELP = "**standard**, or **fast**: in three fifths of the time, a little worse; of prox."
+QUALITY_HELP = "**standard**, or **fast**: in half the time, a little worse; of prox."
 DTYPE_HELP = "Of the networks: **fp16**, **bf16** or **fp32**. Default: fp16 on CUDA, else fp32."
 COMPILE_HELP = (
     "Compile the E-step into one graph: **default**, or with CUDA graphs **reduce-overhead** or "

@@ -109,7 +109,7 @@ def deblur(
             ``Image.open`` gave it), and of others nothing is known, 0.
         method: ``prox`` (proximal E-step) or ``paper`` (the published gradients).
         steps: steps of the reverse trajectory; by default the method's own.
-        quality: of ``prox``: ``standard``, or ``fast``, in three fifths of the time; the README
+        quality: of ``prox``: ``standard``, or ``fast``, in half the time; the README
             tells what it costs.
         seed: seed of all random numbers; the same seed gives the same result.  Every image of
             a batch starts from it, so results do not depend on batch mates.

@@ -8,8 +8,9 @@ place.  Source: Krishnan and Fergus, "Fast Image Deconvolution using Hyper-Lapla
 
 Where this differs: their border is periodic and tapered, so that their x-step is one division in
 Fourier space; here the mask makes it a linear system, which a few conjugate gradient steps with
-that division as preconditioner solve.  Their w-step takes a table or the roots of a polynomial,
-ours Newton's method, for any a in (0, 1].
+that division as preconditioner solve, on half spectra where the model is a convolution.  Their
+w-step takes a table or the roots of a polynomial, ours a closed form for a = 2/3 and Newton's
+method for any other a in (0, 1].
 """
 
 from __future__ import annotations
