@@ -1,4 +1,4 @@
-"""The loop of ``prox`` never waits for its device."""
+"""The loop of ``prox`` never waits for its device, nor does the deconvolution of its search."""
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from latentdem.em import steps
 from latentdem.em.recording import PhaseClock, Recorder
 from latentdem.em.settings import ProxSettings
 from latentdem.evaluate import photograph_crop
+from latentdem.operators.blur import BlurModel
+from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
 from latentdem.operators.motion import random_motion_kernel
 
 QUICK = ProxSettings(steps=2, chains=1, sparse_share=0.0, total_variation=0.0)
@@ -52,6 +54,17 @@ def test_the_loop_asks_no_tensor_for_its_value(blurred, guarded, options):
     (history,) = free.history
     assert [row["step"] for row in history] == [0, 1]
     assert all(0 < row["residual_std"] < 1 and 0 < row["kernel_peak"] <= 1 for row in history)
+
+
+@pytest.mark.parametrize("boundary", ["valid", "circular"])
+def test_the_sparse_deconvolution_asks_no_tensor_for_its_value(blurred, boundary):
+    """The search makes dozens of them."""
+    model = BlurModel(blurred, kernel_size=9, noise_std=0.01, boundary=boundary)
+    kernel = model.initial_kernel()
+    expected = hyper_laplacian(model, kernel, HyperLaplacianSettings())
+    with no_synchronisation():
+        found = hyper_laplacian(model, kernel, HyperLaplacianSettings())
+    assert torch.equal(found, expected)
 
 
 def test_reports_are_the_history(blurred, guarded):

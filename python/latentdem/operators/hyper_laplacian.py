@@ -168,9 +168,11 @@ class _Pictures:
         self.right = model.adjoint(model.mask * model.target, kernel)
 
     def analyse(self, picture: Tensor) -> Tensor:
+        """What is unknown, of ``picture [1,C,H_c,W_c]``: itself."""
         return picture
 
     def synthesise(self, unknown: Tensor) -> Tensor:
+        """The picture again."""
         return unknown
 
     def system(self, coupling: float) -> tuple[Linear, Linear]:
@@ -201,7 +203,9 @@ class _Coefficients:
         self._size, self._mask = model.canvas, model.mask
         width = model.canvas[1]
         self._scale = transfer.real.new_full((width // 2 + 1,), 2**0.5)
-        self._scale[:: width // 2 if width % 2 == 0 else width] = 1
+        self._scale[:1].fill_(1)
+        if width % 2 == 0:
+            self._scale[-1:].fill_(1)
         self._blur, self._adjoint = transfer / self._scale, transfer.conj() * self._scale
         # A product with a real tensor of the same layout is faster than with half as many values.
         self._power = _twice(transfer.real.square() + transfer.imag.square())
@@ -209,9 +213,11 @@ class _Coefficients:
         self.right = self._pulled(model.target)
 
     def analyse(self, picture: Tensor) -> Tensor:
+        """Coefficients ``[1,C,H_c,W_c//2+1,2]`` of ``picture [1,C,H_c,W_c]``."""
         return torch.view_as_real(torch.fft.rfft2(picture) * self._scale)
 
     def synthesise(self, unknown: Tensor) -> Tensor:
+        """The picture again."""
         return torch.fft.irfft2(torch.view_as_complex(unknown) / self._scale, s=self._size)
 
     def _pulled(self, blurred: Tensor) -> Tensor:
@@ -231,7 +237,7 @@ class _Coefficients:
 
 
 def _twice(value: Tensor) -> Tensor:
-    """For real and for imaginary parts."""
+    """``value [...]`` for real and for imaginary parts: ``[...,2]``."""
     return value[..., None].expand(*value.shape, 2).contiguous()
 
 
@@ -248,7 +254,7 @@ def _shrink(v: Tensor, beta: float, exponent: float) -> Tensor:
     """``argmin_w |w|^a + beta / 2 (w - v)^2``, elementwise.
 
     The minimum is zero or the larger root of ``a w^(a - 1) + beta (w - |v|) = 0``; Newton's method
-    comes down to that root from |v|, where there is one.
+    comes down to that root from |v|, where there is one.  For a = 1 and 2/3 it has a closed form.
     """
     size = v.abs()
     if exponent == 1:
@@ -285,8 +291,8 @@ def _shrink_two_thirds(size: Tensor, beta: float) -> Tensor:
 
 
 def _conjugate_gradients(
-    system: Callable[[Tensor], Tensor],
-    precondition: Callable[[Tensor], Tensor],
+    system: Linear,
+    precondition: Linear,
     target: Tensor,
     start: Tensor,
     steps: int,
