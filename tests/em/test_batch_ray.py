@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,19 @@ def scenario(folder):
 
     def kill():
         wait_for(lambda: sum(word == "end" for word, _, _ in lines(log)) >= 2)
-        wait_for(lambda: lines(log)[-1][0] == "start")
         facts["addresses"] = sorted(listening(os.getpid()))
-        _, facts["held"], process = lines(log)[-1]
+        while True:
+            process = lines(log)[-1][2]
+            # Stopped while it is looked at: what it had ended has arrived, and it is amid another.
+            os.kill(int(process), signal.SIGSTOP)
+            own = [(word, name) for word, name, number in lines(log) if number == process]
+            arrived = {Path(path).parent.name for path in results(folder / "ray")}
+            ended = {name for word, name in own if word == "end"}
+            word, facts["held"] = own[-1]
+            if word == "start" and ended and ended <= arrived:
+                break
+            os.kill(int(process), signal.SIGCONT)
+            time.sleep(0.02)
         os.kill(int(process), signal.SIGKILL)
         facts["killed"] = int(process)
 
