@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from latentdem.baselines.rows import ROWS, Row, choose_rows, restore
 from latentdem.em.driver import versions
 from latentdem.em.steps import EMState
 from latentdem.evaluate import SIDE, TEST_PHOTOGRAPHS, observe
 from latentdem.evaluate_synthetic import FAILURE_RATIO, figures
+from latentdem.figures_table import Column, figure, figures_table
 from latentdem.html_report import Entry, write_page
 from latentdem.io import comparison_picture
 from latentdem.metrics import NO_BLUR, bootstrap_interval
@@ -256,7 +256,7 @@ def run_baselines(
             highlight=False,
             soft_wrap=True,
         )
-    console.print(_table(document["summary"]))
+    console.print(figures_table("baselines", COLUMNS, document["summary"], width=console.width))
     console.print(f"look at {output.with_suffix('.html')}", soft_wrap=True)
     return document
 
@@ -314,23 +314,15 @@ def difference(summary: dict[str, Any]) -> str:
     )
 
 
-def _table(summary: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="baselines")
-    for column in ("", "pairs", "PSNR", "gain", "to prox", "SSIM", "VIF", "MNC", "no blur",
-                   "failed", "s"):  # fmt: skip
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in summary.items():
-        table.add_row(
-            name,
-            str(row["pairs"]),
-            f"{row['psnr']:.2f}",
-            f"{row['gain']:+.2f}",
-            difference(row),
-            f"{row['ssim']:.3f}",
-            f"{row['vif']:.3f}",
-            f"{row['mnc']:.3f}",
-            f"{row['share_no_blur']:.0%}",
-            f"{row['share_failed']:.0%}",
-            f"{row['seconds_median']:.1f}",
-        )
-    return table
+COLUMNS = (
+    figure("pairs", "pairs", "d", main=False),
+    figure("PSNR", "psnr", ".2f"),
+    figure("gain", "gain", "+.2f"),
+    Column("to prox", difference),
+    figure("SSIM", "ssim", ".3f", main=False),
+    figure("VIF", "vif", ".3f", main=False),
+    figure("MNC", "mnc", ".3f"),
+    figure("no blur", "share_no_blur", ".0%", main=False),
+    figure("failed", "share_failed", ".0%", main=False),
+    figure("s", "seconds_median", ".1f"),
+)

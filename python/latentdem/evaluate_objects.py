@@ -21,6 +21,7 @@ from torch import Tensor
 
 from latentdem.em.driver import versions
 from latentdem.evaluate_object_methods import ROWS, Case, Method, Outcome, build_methods
+from latentdem.figures_table import figure, figures_table
 from latentdem.io import file_digest
 from latentdem.metrics import psnr, silhouette_iou, structural_similarity
 from latentdem.operators.mesh import EmptyFieldError, chamfer_distance, extract_mesh
@@ -254,38 +255,25 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, An
     return summary
 
 
-WIDE = 130
-"""Columns of a terminal that holds all figures; a narrower one gets the main ones."""
+COLUMNS = (
+    figure("rotation", "rotation_median", ".1f"),
+    *(figure(f"< {limit}", f"below_{limit}", ".0%", main=limit != 5) for limit in ROTATION_SHARES),
+    figure("radius", "radius", ".3f", main=False),
+    figure("PSNR", "psnr", ".2f"),
+    figure("sampled", "psnr_sampled", ".2f", main=False),
+    figure("SSIM", "ssim", ".3f", main=False),
+    figure("IoU", "iou", ".3f", main=False),
+    figure("chamfer", "chamfer", ".4f", main=False),
+    figure("s", "seconds", ".1f"),
+    figure("MB", "peak_mb", ".0f", main=False),
+    figure("failed", "failed", "d", main=False),
+)
 
 
-def summary_table(title: str, rows: dict[str, dict[str, Any]], width: int = WIDE) -> Table:
+def summary_table(title: str, rows: dict[str, dict[str, Any]], width: int) -> Table:
     """One subset's rows for a terminal of ``width`` columns."""
-    table = Table(title=f"{title}, {max(row['cases'] for row in rows.values())} cases")
-    # Heading, key, format, and whether a narrow terminal shows it.
-    columns = (
-        ("rotation", "rotation_median", ".1f", True),
-        *((f"< {limit}", f"below_{limit}", ".0%", limit != 5) for limit in ROTATION_SHARES),
-        ("radius", "radius", ".3f", False),
-        ("PSNR", "psnr", ".2f", True),
-        ("sampled", "psnr_sampled", ".2f", False),
-        ("SSIM", "ssim", ".3f", False),
-        ("IoU", "iou", ".3f", False),
-        ("chamfer", "chamfer", ".4f", False),
-        ("s", "seconds", ".1f", True),
-        ("MB", "peak_mb", ".0f", False),
-        ("failed", "failed", "d", False),
-    )
-    shown = [column for column in columns if width >= WIDE or column[-1]]
-    table.add_column("", no_wrap=True)
-    for heading, *_ in shown:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in rows.items():
-        table.add_row(name, *(_format(row.get(key), form) for _, key, form, _ in shown))
-    return table
-
-
-def _format(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    title = f"{title}, {max(row['cases'] for row in rows.values())} cases"
+    return figures_table(title, COLUMNS, rows, width=width)
 
 
 def _digest(path: Path | None) -> str | None:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
 from latentdem.evaluate import SIDE, TEST_PHOTOGRAPHS, photograph_crop
 from latentdem.evaluate_synthetic import figures
+from latentdem.figures_table import figure, figures_table
 from latentdem.html_report import Entry, write_page
 from latentdem.io import comparison_picture, kernel_sheet
 from latentdem.metrics import bootstrap_interval, maximum_normalized_correlation
@@ -243,7 +243,8 @@ def run_operators_suite(
             highlight=False,
             soft_wrap=True,
         )
-    console.print(_table(document["summary"]))
+    table = figures_table("forward models", COLUMNS, document["summary"], width=console.width)
+    console.print(table)
     console.print(f"look at {output.with_suffix('.html')}", soft_wrap=True)
     return document
 
@@ -280,19 +281,11 @@ def _store(
     return document
 
 
-def _table(summary: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="forward models")
-    for column in ("", "input", "its model", "any kernel", "true kernel", "MNC", "s"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in summary.items():
-        free = row["psnr_free"]
-        table.add_row(
-            name,
-            f"{row['psnr_input']:.2f}",
-            f"{row['psnr_blind']:.2f}",
-            "" if free is None else f"{free:.2f}",
-            f"{row['psnr_true_kernel']:.2f}",
-            f"{row['mnc']:.3f}",
-            f"{row['seconds_median']:.1f}",
-        )
-    return table
+COLUMNS = (
+    figure("input", "psnr_input", ".2f", main=False),
+    figure("its model", "psnr_blind", ".2f"),
+    figure("any kernel", "psnr_free", ".2f"),
+    figure("true kernel", "psnr_true_kernel", ".2f"),
+    figure("MNC", "mnc", ".3f"),
+    figure("s", "seconds_median", ".1f"),
+)

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
 from latentdem.evaluate import SEARCH, SIDE, TEST_PHOTOGRAPHS, photograph_crop
+from latentdem.figures_table import Column, figure, figures_table
 from latentdem.html_report import Entry, write_page
 from latentdem.io import comparison_picture
 from latentdem.metrics import (
@@ -301,7 +301,7 @@ def run_conditions(
             highlight=False,
             soft_wrap=True,
         )
-    console.print(_table(suite, document["summary"]))
+    console.print(figures_table(suite, COLUMNS, document["summary"], width=console.width))
     console.print(f"look at {output.with_suffix('.html')}", soft_wrap=True)
     return document
 
@@ -350,24 +350,16 @@ def _store(
     return document
 
 
-def _table(title: str, summary: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title=title)
-    for column in ("", "pairs", "input", "blind", "gain", "95 %", "true kernel", "SSIM", "VIF",
-                   "MNC", "no blur", "s"):  # fmt: skip
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in summary.items():
-        table.add_row(
-            name,
-            str(row["pairs"]),
-            f"{row['psnr_input']:.2f}",
-            f"{row['psnr_blind']:.2f}",
-            f"{row['gain']:+.2f}",
-            f"{row['gain_low']:+.2f} to {row['gain_high']:+.2f}",
-            f"{row['psnr_true_kernel']:.2f}",
-            f"{row['ssim_blind']:.3f}",
-            f"{row['vif_blind']:.3f}",
-            f"{row['mnc']:.3f}",
-            f"{row['share_no_blur']:.0%}",
-            f"{row['seconds_median']:.1f}",
-        )
-    return table
+COLUMNS = (
+    figure("pairs", "pairs", "d", main=False),
+    figure("input", "psnr_input", ".2f"),
+    figure("blind", "psnr_blind", ".2f"),
+    figure("gain", "gain", "+.2f"),
+    Column("95 %", lambda row: f"{row['gain_low']:+.2f} to {row['gain_high']:+.2f}", main=False),
+    figure("true kernel", "psnr_true_kernel", ".2f"),
+    figure("SSIM", "ssim_blind", ".3f", main=False),
+    figure("VIF", "vif_blind", ".3f", main=False),
+    figure("MNC", "mnc", ".3f"),
+    figure("no blur", "share_no_blur", ".0%", main=False),
+    figure("s", "seconds_median", ".1f"),
+)

@@ -261,7 +261,7 @@ def test_rows_are_compared_on_common_cases_and_subsets():
     assert summary["pairs"]["grid"]["rotation_median"] == 6.5
     assert summary["pairs within 90 degrees"]["grid"]["rotation_median"] == 3.0
     assert math.isclose(summary["pairs"]["grid"]["below_5"], 0.5)
-    table = summary_table("pairs", summary["pairs"])
+    table = summary_table("pairs", summary["pairs"], width=80)
     assert table.row_count == 2
     lost = {"row": "grid", "object": "d", "views": 2, "seed": 0, "failed": "no",
             "relative_azimuth": [10.0]}  # fmt: skip
