@@ -1,4 +1,4 @@
-"""Tables of figures in a terminal, in which no figure is ever cut."""
+"""Tables of figures in a terminal: a narrow one gets fewer of them, and those whole."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def figures_table(
     title: str, columns: Sequence[Column], rows: Mapping[str, dict[str, Any]], *, width: int
 ) -> Table:
     """``rows`` by their names, with all columns, or the main ones where ``width`` is too small.
+
+    Args:
+        title: above the table.
+        columns: in their order; the main ones should fit into 80 characters, beside short names.
+        rows: summaries by name, which is the first column.
+        width: of the terminal, in characters.
 
     >>> columns = figure("PSNR", "psnr", ".2f"), figure("SSIM", "ssim", ".3f", main=False)
     >>> rows = {"prox": {"psnr": 27.0, "ssim": 0.8}}

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from latentdem import evaluate_baselines, evaluate_operators, evaluate_synthetic
+from latentdem import (
+    evaluate_baselines,
+    evaluate_objects,
+    evaluate_operators,
+    evaluate_synthetic,
+)
 from latentdem.figures_table import figure, figures_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "python/benchmarks/results"
@@ -34,8 +39,9 @@ def stored(name):
         (evaluate_baselines.COLUMNS, stored("baselines"), "SSIM"),
         (evaluate_synthetic.COLUMNS, {"65 px, sigma 0.02, valid": synthetic_row()}, "SSIM"),
         (evaluate_operators.COLUMNS, stored("operators"), "input"),
+        (evaluate_objects.COLUMNS, stored("objects")["pairs"], "chamfer"),
     ],
-    ids=["baselines", "synthetic", "operators"],
+    ids=["baselines", "synthetic", "operators", "objects"],
 )
 def test_eighty_columns_hold_the_main_figures(columns, rows, left_out):
     wide, narrow = printed(columns, rows, 160), printed(columns, rows, 80)

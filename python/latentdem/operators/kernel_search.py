@@ -79,9 +79,9 @@ dB; several kinds together: no better.  In the search itself 27.84 dB become 27.
 What is left is bias, not too few steps: begun at the true kernels of ten validation pairs, eight
 steps lose 1.0 dB.  So do steps on pictures of half and twice the sparse weight and on those of the
 diffusion model (0.8 to 1.1), and least squares on all gradients with the Gaussian posterior's
-covariance (0.8 to 1.3), of which one step loses 0.1 dB where one of these loses 0.7.  To measure
-the bias on a blurred copy of the restored picture and subtract it gains 0.5 dB with the true
-picture in its place, nothing with the restored one."""
+covariance (0.8 to 1.3), of which one step loses 0.1 dB where one of these loses 0.7 (six pairs).
+To measure the bias on a blurred copy of the restored picture and subtract it gains 0.5 dB with the
+true picture in its place, nothing with the restored one."""
 
 
 LONG_STEP = replace(STEP, momentum=-0.4)
