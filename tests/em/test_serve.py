@@ -295,6 +295,35 @@ def test_it_ends_quietly_and_leaves_nothing(tmp_path):
     assert list(tmp_path.glob("latentdem-serve-*")) == []
 
 
+EARLY_SIGNAL = """
+import signal, sys
+import uvicorn
+from latentdem.cli import app
+
+number = int(sys.argv.pop(1))
+whole = uvicorn.Config.get_loop_factory
+
+def interrupted(config):
+    signal.raise_signal(number)
+    return whole(config)
+
+uvicorn.Config.get_loop_factory = interrupted
+app(["serve", "--port", "0"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_there_is_an_event_loop(number, tmp_path):
+    """It comes right after the page's address is shown: the server ends in order, all the same."""
+    pytest.importorskip("gradio", reason='needs Gradio: pip install "latentdem[serve]"')
+    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", EARLY_SIGNAL, str(int(number))]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == 0
+    assert len(ended.stderr.splitlines()) == 1 + (number == signal.SIGINT), ended.stderr
+    assert list(tmp_path.glob("latentdem-serve-*")) == []
+
+
 # Visitors -----------------------------------------------------------------------------------
 
 

@@ -40,17 +40,30 @@ class Server:
     _socket: socket.socket
 
     def run(self) -> None:
-        """Serve until SIGINT (raised as KeyboardInterrupt) or SIGTERM (as SystemExit)."""
+        """Serve until SIGINT (raised as KeyboardInterrupt) or SIGTERM (as SystemExit).
+
+        Either is raised once the server has ended, never amid its start; a second one at once.
+        """
+        received: list[int] = []
 
         def end(number: int, frame: Any) -> None:
-            raise SystemExit(0)
+            if received:
+                raise KeyboardInterrupt
+            received.append(number)
+            self._server.should_exit = True
 
-        # The signal is raised again once the server has ended: the folder must still be removed.
-        before = signal.signal(signal.SIGTERM, end)
+        # Ours hold until uvicorn's handlers do: by themselves an early Ctrl-C tears a half-made
+        # event loop, which then complains. When it has ended, uvicorn raises what it got again.
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._server.run(sockets=[self._socket])
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if signal.SIGINT in received:
+            raise KeyboardInterrupt
+        if received:
+            raise SystemExit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:
