@@ -33,6 +33,7 @@ from latentdem.baselines.common import first_kernel, random_noise
 from latentdem.em.schedules import descending
 from latentdem.em.steps import EMState, StepCallback
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.differences import differences
 from latentdem.priors.latent import LatentPrior
 
 
@@ -91,7 +92,7 @@ def kernel_gradient(model: BlurModel, image: Tensor, kernel: Tensor) -> tuple[fl
     """
     total, gradient = 0.0, torch.zeros_like(kernel)
     weight = kernel_weight(model)
-    for x, y in zip(_differences(image), _differences(model.padded), strict=True):
+    for x, y in zip(differences(image), differences(model.padded), strict=True):
         half, _, part = ext.blur_gradients(x, kernel, y, boundary="circular", mask=weight)
         total, gradient = total + float(half), gradient + part
     return total, gradient
@@ -115,17 +116,13 @@ def kernel_descent(
         gradient = gradient - gradient.mean()  # the sum stays
         curvature = sum(
             float((weight * ext.blur_conv2d(x, gradient, boundary="circular").square()).sum())
-            for x in _differences(image)
+            for x in differences(image)
         )
         if curvature <= 0:
             break
         exact = float(gradient.square().sum()) / curvature
         kernel = ext.project_simplex(kernel - settings.kernel_step * exact * gradient)
     return model.mix(kernel, settings.denoising)
-
-
-def _differences(image: Tensor) -> list[Tensor]:
-    return [image.roll(-1, -2) - image, image.roll(-1, -1) - image]
 
 
 def run_blind_dps(

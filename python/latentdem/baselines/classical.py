@@ -17,6 +17,7 @@ from torch import Tensor
 import latentdem_ext as ext
 from latentdem.em.steps import EMState
 from latentdem.operators.blur import BlurModel
+from latentdem.operators.differences import laplacian
 from latentdem.operators.hyper_laplacian import HyperLaplacianSettings, hyper_laplacian
 from latentdem.operators.initialization import estimate_kernel
 
@@ -98,16 +99,13 @@ def wiener(model: BlurModel, kernel: Tensor, settings: ClassicalSettings) -> Ten
     ``s^2 / r^2`` is ``wiener_floor + wiener_ratio |D|^2``, D the gradient: noise over signal grows
     with the squared frequency.  What the mask hides is imputed by the model's own prediction.
     """
-    height, width = model.canvas
-    rows = torch.fft.fftfreq(height)[:, None]
-    columns = torch.fft.rfftfreq(width)[None, :]
-    power = 4 - 2 * torch.cos(2 * torch.pi * rows) - 2 * torch.cos(2 * torch.pi * columns)
+    power = laplacian(model.canvas, model.padded)
     ratio = (settings.wiener_floor + settings.wiener_ratio * power)[None, None]
     return ext.wiener_deconv2d(
         model.observation.mean((-2, -1), keepdim=True).expand_as(model.padded).contiguous(),
         model.padded,
         kernel,
-        ratio.to(model.padded),
+        ratio,
         mask=model.mask,
         passes=settings.wiener_passes,
     )

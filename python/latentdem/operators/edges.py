@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
 
+from latentdem.operators.differences import differences, divergence, laplacian
+
 
 def transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """Half spectrum ``[1,1,H,W//2+1]`` of ``kernel [1,1,kh,kw]``, its centre at the origin."""
@@ -38,17 +40,13 @@ def l0_deconvolution(
     if kernel is not None:
         transfer = transfer_function(kernel, size)
         data, power = transfer.conj() * data, transfer.abs().square()
-    kind = {"dtype": blurred.dtype, "device": blurred.device}
-    rows = torch.fft.fftfreq(size[0], **kind)[:, None]
-    columns = torch.fft.rfftfreq(size[1], **kind)[None, :]
-    laplacian = 4 - 2 * torch.cos(2 * torch.pi * rows) - 2 * torch.cos(2 * torch.pi * columns)
+    roughness = laplacian(size, blurred)
     x, beta = blurred, 2 * weight
     while beta < beta_max:
-        down, right = x.roll(-1, -2) - x, x.roll(-1, -1) - x
+        down, right = differences(x)
         keep = (down.square() + right.square() >= weight / beta).to(x.dtype)
-        down, right = down * keep, right * keep
-        divergence = down.roll(1, -2) - down + right.roll(1, -1) - right
-        spectrum = (data + beta * torch.fft.rfft2(divergence)) / (power + beta * laplacian)
+        kept = divergence([down * keep, right * keep])
+        spectrum = (data + beta * torch.fft.rfft2(kept)) / (power + beta * roughness)
         x = torch.fft.irfft2(spectrum, s=size)
         beta *= 2
     return x

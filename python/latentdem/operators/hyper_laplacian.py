@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentdem.operators.differences import differences, divergence, laplacian
 from latentdem.operators.forward_model import ForwardModel
 
 
@@ -106,10 +107,10 @@ def hyper_laplacian(
     while beta <= settings.beta_last * (1 + 1e-9):
         coupling = settings.weight * beta
         for _ in range(settings.alternations):
-            w = [_shrink(d, beta, settings.exponent) for d in _gradient(x)]
+            w = [_shrink(d, beta, settings.exponent) for d in differences(x)]
             unknown = _conjugate_gradients(
                 *domain.system(coupling),
-                domain.right + coupling * domain.analyse(_divergence(w)),
+                domain.right + coupling * domain.analyse(divergence(w)),
                 unknown,
                 settings.solver_steps,
             )
@@ -124,7 +125,7 @@ def objective(
     model: ForwardModel, kernel: Tensor, image: Tensor, settings: HyperLaplacianSettings
 ) -> float:
     """What is minimised, of ``image [1,C,H_c,W_c]``; without splitting."""
-    prior = sum(float(d.abs().pow(settings.exponent).sum()) for d in _gradient(image))
+    prior = sum(float(d.abs().pow(settings.exponent).sum()) for d in differences(image))
     return _data(model, kernel, image) + settings.weight * prior
 
 
@@ -137,23 +138,12 @@ def _split_objective(
     settings: HyperLaplacianSettings,
 ) -> float:
     prior = sum(float(d.abs().pow(settings.exponent).sum()) for d in w)
-    gap = sum(float((d - g).square().sum()) for d, g in zip(w, _gradient(image), strict=True))
+    gap = sum(float((d - g).square().sum()) for d, g in zip(w, differences(image), strict=True))
     return _data(model, kernel, image) + settings.weight * (prior + 0.5 * beta * gap)
 
 
 def _data(model: ForwardModel, kernel: Tensor, image: Tensor) -> float:
     return 0.5 * float(model.residual_variance(image, kernel)) * model.observation.numel()
-
-
-def _gradient(x: Tensor) -> list[Tensor]:
-    """Forward differences down and to the right, periodic on the canvas."""
-    return [x.roll(-1, -2) - x, x.roll(-1, -1) - x]
-
-
-def _divergence(differences: list[Tensor]) -> Tensor:
-    """The adjoint of :func:`_gradient`."""
-    down, right = differences
-    return down.roll(1, -2) - down + right.roll(1, -1) - right
 
 
 Linear = Callable[[Tensor], Tensor]
@@ -164,7 +154,7 @@ class _Pictures:
 
     def __init__(self, model: ForwardModel, kernel: Tensor) -> None:
         self._model, self._kernel = model, kernel
-        self._power, self._laplacian = model.power(kernel), _laplacian(model)
+        self._power, self._laplacian = model.power(kernel), laplacian(model.canvas, model.padded)
         self.right = model.adjoint(model.mask * model.target, kernel)
 
     def analyse(self, picture: Tensor) -> Tensor:
@@ -182,7 +172,7 @@ class _Pictures:
 
         def system(v: Tensor) -> Tensor:
             blurred = model.mask * model.simulate(v, kernel)
-            return model.adjoint(blurred, kernel) + coupling * _divergence(_gradient(v))
+            return model.adjoint(blurred, kernel) + coupling * divergence(differences(v))
 
         def precondition(v: Tensor) -> Tensor:
             return torch.fft.irfft2(torch.fft.rfft2(v) / denominator, s=model.canvas)
@@ -209,7 +199,7 @@ class _Coefficients:
         self._blur, self._adjoint = transfer / self._scale, transfer.conj() * self._scale
         # A product with a real tensor of the same layout is faster than with half as many values.
         self._power = _twice(transfer.real.square() + transfer.imag.square())
-        self._laplacian = _twice(_laplacian(model))
+        self._laplacian = _twice(laplacian(model.canvas, model.padded))
         self.right = self._pulled(model.target)
 
     def analyse(self, picture: Tensor) -> Tensor:
@@ -239,15 +229,6 @@ class _Coefficients:
 def _twice(value: Tensor) -> Tensor:
     """``value [...]`` for real and for imaginary parts: ``[...,2]``."""
     return value[..., None].expand(*value.shape, 2).contiguous()
-
-
-def _laplacian(model: ForwardModel) -> Tensor:
-    """``|D|^2`` on the half spectrum of the canvas, ``[H_c,W_c//2+1]``."""
-    height, width = model.canvas
-    kind = {"dtype": model.padded.dtype, "device": model.padded.device}
-    rows = torch.fft.fftfreq(height, **kind)[:, None]
-    columns = torch.fft.rfftfreq(width, **kind)[None, :]
-    return 4 - 2 * torch.cos(2 * torch.pi * rows) - 2 * torch.cos(2 * torch.pi * columns)
 
 
 def _shrink(v: Tensor, beta: float, exponent: float) -> Tensor:
