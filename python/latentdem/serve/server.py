@@ -42,7 +42,8 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT (raised as KeyboardInterrupt) or SIGTERM (as SystemExit).
 
-        Either is raised once the server has ended, never amid its start; a second one at once.
+        Either is raised once the server has ended, never amid its start. A second SIGINT does not
+        wait for open connections.
         """
         received: list[int] = []
 
