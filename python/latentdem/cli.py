@@ -14,6 +14,7 @@ from latentdem.cli_common import (
     COMPILE_HELP,
     DTYPE_HELP,
     QUALITY_HELP,
+    DeviceOption,
     FastDecoderOption,
     GuidanceOption,
     NegativePromptOption,
@@ -130,9 +131,7 @@ def deblur(
     negative_prompt: NegativePromptOption = None,
     guidance: GuidanceOption = None,
     fast_decoder: FastDecoderOption = None,
-    device: Annotated[
-        str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")
-    ] = "cpu",
+    device: DeviceOption = "cpu",
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
     slicing: Annotated[

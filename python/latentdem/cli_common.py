@@ -25,6 +25,9 @@ COMPILE_HELP = (
     "Compile the E-step into one graph: **default**, or with CUDA graphs **reduce-overhead** or "
     "**max-autotune**. The first image of a size waits for the compiler."
 )
+DeviceOption = Annotated[
+    str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")
+]
 PromptOption = Annotated[
     str | None,
     typer.Option(help="What the pictures show, for a prior that takes text."),

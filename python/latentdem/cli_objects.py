@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from latentdem.cli_common import console, fail, finished, progress_bar
+from latentdem.cli_common import (
+    DTYPE_HELP,
+    DeviceOption,
+    console,
+    fail,
+    finished,
+    progress_bar,
+)
 
 
 def reconstruct(
@@ -42,6 +49,8 @@ def reconstruct(
             "Stable Zero123. Default: the packaged one."
         ),
     ] = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compute again what is already there.")
     ] = False,
@@ -58,10 +67,14 @@ def reconstruct(
 
     `latentdem reconstruct a.jpg b.jpg c.jpg --mask a.png --mask b.png --mask c.png -o out`
 
+    `latentdem reconstruct a.png b.png -o out --prior stable-zero123 --device cuda`
+
     The views should overlap: up to about 90 degrees apart. Cut-outs with an alpha channel, or
     pictures on a plain ground, need no mask. If a view is reported to contradict the others,
     try another `--seed`, or leave it out.
     """
+    from latentdem.devices import parse_dtype
+    from latentdem.em.options import check_device
     from latentdem.em.reconstruct import reconstruct as run
     from latentdem.em.reconstruct_settings import ReconstructSettings
     from latentdem.io import check_writable, file_digest
@@ -77,9 +90,14 @@ def reconstruct(
             "seed": seed,
             "prior": None if prior is None else str(prior),
         }
+        # Results from before there were these stay what was asked for.
+        request |= {"device": device} if device != "cpu" else {}
+        request |= {"dtype": dtype} if dtype is not None else {}
         if not force and finished(output, request):
             console.print(f"already done, see {output} (--force computes it again)")
             return
+        check_device(device)
+        parse_dtype(dtype)
         check_writable(output)
         if rounds is not None:
             ReconstructSettings(rounds=rounds)
@@ -100,6 +118,8 @@ def reconstruct(
                 elevation=elevation,
                 rounds=rounds,
                 seed=seed,
+                device=device,
+                dtype=dtype,
                 progress=show,
             )
             result.report["request"] = request

@@ -44,6 +44,10 @@ class Views:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device | str) -> Views:
+        """The same views on another device."""
+        return Views(self.images.to(device), self.masks.to(device), self.names)
+
 
 def load_views(
     inputs: Sequence[ImageLike],

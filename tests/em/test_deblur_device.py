@@ -8,7 +8,7 @@ import latentdem
 import latentdem_ext as ext
 from latentdem.cli import app
 from latentdem.em import driver
-from latentdem.em.driver import check_device
+from latentdem.em.options import check_device
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.evaluate import photograph_crop
 from latentdem.io import to_pil

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 
-from latentdem.devices import parse_dtype
 from latentdem.em.driver import deblur
 from latentdem.em.memory import LARGEST_BATCH, batch_size_for, free_memory, graph_size
-from latentdem.em.options import check_device
+from latentdem.em.options import placement
 from latentdem.em.result import DeblurResult
 from latentdem.io import InputError, decode_image, to_batch
 from latentdem.noise import coding_noise_std
@@ -152,10 +151,7 @@ class Worker:
     """Deblurs with one prior, one image or one batch of equal images at a time."""
 
     def __init__(self, setup: Setup) -> None:
-        device = check_device(setup.device)
-        dtype = parse_dtype(setup.dtype)
-        if dtype is None and device.type == "cuda":
-            dtype = torch.float16
+        device, dtype = placement(setup.device, setup.dtype, torch.device("cpu"))
         self._solve = setup.solve
         self._device = setup.device
         self._options: dict[str, Any] = {"dtype": dtype}

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import latentdem_ext as ext
-from latentdem.devices import parse_dtype
 from latentdem.em.memory import memory_kind
 from latentdem.em.models import ModelOptions
 from latentdem.em.options import (
     check_coding_noise,
     check_compile,
-    check_device,
     check_options,
+    placement,
     solver_settings,
 )
 from latentdem.em.recording import unrecorded
@@ -171,10 +170,7 @@ def deblur(
     options = solver_settings(method, steps, settings, quality)
     defaults = _packaged() if prior is None or kernel_prior is None else (prior, kernel_prior)
     used, used_kernel = prior or defaults[0], kernel_prior or defaults[1]
-    place = used.device if device is None else check_device(device)
-    dtype = parse_dtype(dtype)
-    if dtype is None and place.type == "cuda" and device is not None:
-        dtype = torch.float16
+    place, dtype = placement(device, dtype, used.device)
     used = used.to(place, dtype)
     if slicing or tiling:
         used = used.economical(slicing=slicing or used.slicing, tiling=tiling)

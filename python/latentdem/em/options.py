@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 import latentdem_ext as ext
-from latentdem.devices import find_device
+from latentdem.devices import find_device, parse_dtype
 from latentdem.em.e_step import COMPILE_MODES
 from latentdem.em.settings import QUALITIES, PaperSettings, ProxSettings
 from latentdem.io import InputError
@@ -33,6 +33,29 @@ def check_device(name: torch.device | str) -> torch.device:
             "beside a CUDA torch and its nvcc with LATENTDEM_CUDA=on"
         )
     return device
+
+
+def placement(
+    device: torch.device | str | None, dtype: torch.dtype | str | None, prior: torch.device
+) -> tuple[torch.device, torch.dtype | None]:
+    """Where networks compute, and in what: None as they are.
+
+    Args:
+        device: what was asked for; None: where the ``prior`` is.
+        dtype: what was asked for; None: float16 on a GPU that was asked for, else as they are.
+        prior: where the prior is.
+
+    Raises:
+        ValueError: a device that is not here, or another number format.
+
+    >>> placement("cpu", "bf16", torch.device("cpu"))
+    (device(type='cpu'), torch.bfloat16)
+    """
+    place = prior if device is None else check_device(device)
+    found = parse_dtype(dtype)
+    if found is None and device is not None and place.type == "cuda":
+        found = torch.float16
+    return place, found
 
 
 def check_options(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,15 @@ class PoseGrid:
     pairs: Tensor
     single: Tensor
 
+    def to(self, device: torch.device | str) -> PoseGrid:
+        """The same losses on another device."""
+        return PoseGrid(
+            self.azimuths.to(device),
+            self.elevations.to(device),
+            self.pairs.to(device),
+            self.single.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class PoseEstimate:
@@ -68,6 +77,15 @@ class PoseEstimate:
     modes: Tensor
     mode_losses: Tensor
     grid: PoseGrid | None = None
+
+    def to(self, device: torch.device | str) -> PoseEstimate:
+        """The same estimate on another device."""
+        tensors = ("poses", "uncertainty", "std", "modes", "mode_losses")
+        return replace(
+            self,
+            **{name: getattr(self, name).to(device) for name in tensors},
+            grid=None if self.grid is None else self.grid.to(device),
+        )
 
 
 def radius_limits(camera_radius: tuple[float, float]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from latentdem.em.denoising_score import DenoisingScore
 from latentdem.em.driver import versions
 from latentdem.em.novel_views import ring_poses, sample_views
 from latentdem.em.object_field import contradictions, fit_object, uncertain_views
+from latentdem.em.options import placement
 from latentdem.em.poses import PoseEstimate, estimate_poses
 from latentdem.em.reconstruct_result import ReconstructResult
 from latentdem.em.reconstruct_settings import ReconstructSettings
@@ -82,6 +83,8 @@ def reconstruct(
     elevation: float | None = None,
     seed: int = 0,
     rounds: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     settings: ReconstructSettings | None = None,
     progress: Progress | None = None,
 ) -> ReconstructResult:
@@ -108,6 +111,10 @@ def reconstruct(
         elevation: of the first view in degrees, if it is known.
         seed: of all random numbers; the same seed gives the same result.
         rounds: alternations of sampler and field, at most.
+        device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; by default where the prior is
+            (the packaged one: on the CPU).  The result is on the CPU.
+        dtype: of the networks, ``fp16``, ``bf16`` or ``fp32`` (or torch's own); by default float16
+            on CUDA and the prior's own elsewhere.  Poses and field are float32.
         settings: everything else.
         progress: see :data:`Progress`.
 
@@ -125,15 +132,18 @@ def reconstruct(
     if rounds is not None:
         options = replace(options, rounds=rounds)
     used = prior or _packaged()
+    place, dtype = placement(device, dtype, used.device)
     least = 2 if poses is None else 1
-    loaded = load_views(views, masks=masks, size=used.image_size, at_least=least)
-    known = None if poses is None else _known_poses(poses, len(loaded))
+    loaded = load_views(views, masks=masks, size=used.image_size, at_least=least).to(place)
+    known = None if poses is None else _known_poses(poses, len(loaded)).to(place)
     _check_elevation(elevation)
     if estimate is not None and (known is not None or len(estimate.poses) != len(loaded)):
         raise InputError(
             f"estimate must be of the same {len(loaded)} views and come without poses, found one "
             f"of {len(estimate.poses)}" + ("" if known is None else " and poses")
         )
+    estimate = None if estimate is None else estimate.to(place)
+    used = used.to(place, dtype)
     # Seconds on two cores: all pairs of views are compared, each view is asked for every target.
     pairs = len(loaded) * (len(loaded) - 1) / 2
     searching = 20 * pairs if known is None and estimate is None else 0.1
@@ -159,7 +169,7 @@ def reconstruct(
         current, uncertainty = estimate.poses, estimate.uncertainty
     else:
         assert known is not None
-        current, uncertainty = known, torch.zeros(len(known))
+        current, uncertainty = known, torch.zeros_like(known[:, 0])
     history.append({"phase": "poses", "poses": current.tolist()})
     free = torch.zeros(len(loaded), 3, dtype=torch.bool)
     if options.rendering and known is None:
@@ -221,15 +231,16 @@ def reconstruct(
     phases.end()
     if progress is not None:
         progress("mesh", 1.0)
+    estimate = None if estimate is None else estimate.to("cpu")
     return ReconstructResult(
-        poses=current,
+        poses=current.cpu(),
         uncertainty=_final_uncertainty(estimate, len(loaded)),
-        residual=residual,
-        novel_poses=targets,
-        novel_views=sampled.views,
-        field=fit.field,
+        residual=residual.cpu(),
+        novel_poses=targets.cpu(),
+        novel_views=sampled.views.cpu(),
+        field=fit.field.to("cpu"),
         mesh=mesh,
-        views=loaded,
+        views=loaded.to("cpu"),
         fov=used.camera.fov,
         history=history,
         estimate=estimate,
@@ -239,6 +250,8 @@ def reconstruct(
             "elevation_given": elevation,
             "settings": asdict(options),
             "prior": used.name,
+            "device": str(place),
+            "dtype": str(used.dtype).removeprefix("torch."),
             "views": loaded.names,
             "poses": current.tolist(),
             "uncertainty": None if estimate is None else estimate.uncertainty.tolist(),

@@ -28,7 +28,13 @@ from latentdem.priors.conditioning import (
     flattened,
     joined,
 )
-from latentdem.priors.weights import read_weights, tensors_digest, weights_digest
+from latentdem.priors.weights import (
+    dtype_of,
+    moved,
+    read_weights,
+    tensors_digest,
+    weights_digest,
+)
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PACKAGED = ASSETS / "natural.safetensors"
@@ -103,7 +109,7 @@ class LatentPrior:
 
         The autoencoder has the same unless ``upcast_autoencoder``.
         """
-        return _dtype(self.autoencoder if self.denoiser is None else self.denoiser)
+        return dtype_of(self.autoencoder if self.denoiser is None else self.denoiser)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
@@ -119,15 +125,15 @@ class LatentPrior:
         if (device, dtype) == (self.device, self.dtype):
             return self
 
-        def moved(module: Any, dtype: torch.dtype = dtype) -> Any:
-            # A copy: the packaged prior is shared.
-            return None if module is None else copy.deepcopy(module).to(device, dtype)
-
+        denoiser, decoder = (
+            None if network is None else moved(network, device, dtype)
+            for network in (self.denoiser, self.decoder)
+        )
         return replace(
             self,
-            autoencoder=moved(self.autoencoder, self._autoencoder_dtype(dtype)),
-            denoiser=moved(self.denoiser),
-            decoder=moved(self.decoder),
+            autoencoder=moved(self.autoencoder, device, self._autoencoder_dtype(dtype)),
+            denoiser=denoiser,
+            decoder=decoder,
             latent_mean=self.latent_mean.to(device),
             latent_std=self.latent_std.to(device),
             conditioning=cast_floats(self.conditioning, device=device, dtype=dtype),
@@ -180,7 +186,7 @@ class LatentPrior:
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
         found = self.autoencoder.encode(
-            x.to(_dtype(self.autoencoder)).contiguous(memory_format=torch.channels_last)
+            x.to(dtype_of(self.autoencoder)).contiguous(memory_format=torch.channels_last)
         )
         # Vector-quantised and tiny autoencoders have latents and no distribution of them.
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
@@ -194,7 +200,7 @@ class LatentPrior:
         if self.decoder is not None:
             decoder = self.decoder
             mean, std = (part.to(latents) for part in latent_scaling(decoder))
-        z = (latents * std + mean).to(_dtype(decoder))
+        z = (latents * std + mean).to(dtype_of(decoder))
         x = decoder.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
         if self.unshuffle > 1:
             x = F.pixel_shuffle(x, self.unshuffle)
@@ -407,10 +413,6 @@ def latent_scaling(autoencoder: Any) -> tuple[Tensor, Tensor]:
     if mean is None or std is None:
         mean, std = [float(getattr(config, "shift_factor", None) or 0.0)], [1.0]
     return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None] / scale
-
-
-def _dtype(module: torch.nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
 
 
 def _config(text: str) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from latentdem.devices import parse_dtype
 from latentdem.operators.pose import camera_to_world
-from latentdem.priors.latent import ASSETS, LatentPrior, _config, read_weights
+from latentdem.priors.latent import ASSETS, LatentPrior, _config
+from latentdem.priors.weights import dtype_of, moved, read_weights
 
 PACKAGED_OBJECTS = ASSETS / "objects.safetensors"
 POSE_FEATURES = 4
@@ -220,9 +222,10 @@ def network_output(
         given: B given views.
         pose: ``[B,3]``, wanted minus given.
     """
+    dtype = dtype_of(networks.denoiser)
     features = pose_features(pose)
     repeated = features[:, None].expand(-1, given.tokens.shape[1], -1)
-    context = networks.context(torch.cat((given.tokens, repeated), -1))
+    context = networks.context(torch.cat((given.tokens, repeated), -1).to(dtype))
     x = torch.cat((noisy, given.latents), 1)
     more = networks.denoiser.config.in_channels - x.shape[1]
     if more > 0:
@@ -234,8 +237,10 @@ def network_output(
             if more > parts[1].shape[1]:
                 parts.append(target_rays(source, source + pose, fov, x.shape[-1]))
         x = torch.cat(parts, 1)
-    x = x.contiguous(memory_format=torch.channels_last)
-    return networks.denoiser(x, timesteps, context, class_labels=features).sample
+    # Geometry in float32, whatever the network computes in.
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    told = {"class_labels": features.to(dtype)}
+    return networks.denoiser(x, timesteps, context, **told).sample.float()
 
 
 @dataclass
@@ -292,6 +297,36 @@ class ObjectsPrior:
         """Number of training timesteps T."""
         return len(self.alphas_cumprod)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are, and views, latents and poses must be."""
+        return self.latent_mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in; views, latents and poses are float32 all the same."""
+        return dtype_of(self.denoiser)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
+    ) -> Self:
+        """This prior with its networks on ``device`` in ``dtype``; itself if they are already.
+
+        ``dtype``: float16, bfloat16 or float32, or ``fp16``, ``bf16``, ``fp32``.
+
+        >>> load_objects_prior().to("cuda", "fp16")  # doctest: +SKIP
+        """
+        device = self.device if device is None else torch.empty(0, device=device).device
+        dtype = parse_dtype(dtype) or self.dtype
+        if (device, dtype) == (self.device, self.dtype):
+            return self
+        networks = {part: moved(getattr(self, part), device, dtype) for part in _PARTS}
+        constants = {
+            name: getattr(self, name).to(device)
+            for name in ("alphas_cumprod", "latent_mean", "latent_std")
+        }
+        return replace(self, **networks, **constants)
+
     def encode(self, views: Tensor) -> Tensor:
         """Mean latents ``[B,c,s,s]`` of ``views [B,3,S,S]`` in [0, 1]."""
         if views.shape[-2:] != (self.image_size, self.image_size):
@@ -307,7 +342,8 @@ class ObjectsPrior:
     def embed(self, views: Tensor) -> ViewEmbedding:
         """Encode given views ``[B,3,S,S]`` in [0, 1] once, for any number of predictions."""
         latents = self.encode(views)
-        tokens, camera = self.embedder(latents)
+        found = self.embedder(latents.to(dtype_of(self.embedder)))
+        tokens, camera = (part.float() for part in found)
         (e0, e1), (r0, r1) = self.camera.elevation, self.camera.radius
         elevation = (e0 + e1) / 2 + (e1 - e0) / 2 * camera[:, 0]
         radius = (r0 + r1) / 2 + (r1 - r0) / 2 * camera[:, 1]

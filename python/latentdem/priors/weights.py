@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +54,20 @@ def load_network(network: Network, path: Path, command: str, what: str) -> Netwo
     except Exception as error:
         raise ValueError(f"{path} is not a {what} of latentdem: {error}") from error
     return network.eval().requires_grad_(False)
+
+
+def moved(module: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """A copy of ``module`` on ``device`` in ``dtype``: packaged networks are shared.
+
+    As :meth:`torch.nn.Module.to` does it: that of diffusers' networks warns of every cast, also
+    where no part of the network needs its own precision.
+    """
+    return nn.Module.to(copy.deepcopy(module), device, dtype)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What a network's weights are in."""
+    return next(module.parameters()).dtype
 
 
 def weights_digest(model: torch.nn.Module) -> str:

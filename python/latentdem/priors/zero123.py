@@ -29,6 +29,7 @@ from latentdem.priors.diffusers_folder import (
 )
 from latentdem.priors.latent import PREDICTION_TYPES, latent_scaling
 from latentdem.priors.objects import POSE_FEATURES, CameraModel, ObjectsPrior, ViewEmbedding
+from latentdem.priors.weights import dtype_of
 
 _LINEAR = dict(zip(PROJECTIONS, ("projection", "proj"), strict=True))
 """Name of the projection's linear map."""
@@ -68,8 +69,8 @@ class Zero123Prior(ObjectsPrior):
         # As Zero123 was trained; CLIP's own preprocessing filters before it shrinks.
         small = F.interpolate(views, (side, side), mode="bicubic", align_corners=True)
         mean, std = (small.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
-        dtype = next(self.embedder.parameters()).dtype
-        tokens = self.embedder(((small - mean) / std).to(dtype)).image_embeds.float()
+        pixels = ((small - mean) / std).to(dtype_of(self.embedder))
+        tokens = self.embedder(pixels).image_embeds.float()
         latents = self.encode(views)
         elevation = latents.new_full((len(views),), self.default_elevation)
         radius = latents.new_full((len(views),), sum(self.camera.radius) / 2)
@@ -80,7 +81,7 @@ class Zero123Prior(ObjectsPrior):
     ) -> Tensor:
         """What the UNet says ``[B,c,s,s]``, given views and poses relative to theirs."""
         features = zero123_features(pose, given.elevation if self.stable else None)
-        dtype = next(self.denoiser.parameters()).dtype
+        dtype = dtype_of(self.denoiser)
         context = self.context(torch.cat((given.tokens, features[:, None]), -1).to(dtype))
         # No view: zeros after the projection, too, which has a bias and reads the pose.
         told = given.tokens.flatten(1).any(1).to(dtype)
@@ -175,7 +176,7 @@ def load_zero123_prior(
         raise ValueError(f"{source}: unknown prediction type {scheduler.config.prediction_type}")
     for module in (*networks.values(), linear):
         module.eval().requires_grad_(False)
-        if next(module.parameters()).dtype != dtype:  # diffusers warns of casts that do nothing
+        if dtype_of(module) != dtype:  # diffusers warns of casts that do nothing
             module.to(dtype)
     mean, std = latent_scaling(autoencoder)
     is_stable = "stable" in name.lower() if stable is None else stable
