@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from device_stand_in import stand_in_device
+from em.device_stand_in import stand_in_device
+from em.diffusers_stand_in import save_stable_diffusion, save_xl, tiny_autoencoder
+from em.test_zero123 import Parts
 from typer.testing import CliRunner
 
 import latentdem
@@ -15,8 +17,10 @@ from latentdem.em.reconstruct_settings import PoseSettings, ReconstructSettings,
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.evaluate import photograph_crop
 from latentdem.operators.motion import random_motion_kernel
+from latentdem.priors import load_prior
 from latentdem.priors.objects import load_objects_prior
 from latentdem.priors.weights import weights_digest
+from latentdem.priors.zero123 import load_zero123_prior
 from latentdem.serve.page import EXAMPLES
 
 QUICK = ProxSettings(steps=2, chains=2)
@@ -117,6 +121,28 @@ def test_reconstruction_keeps_to_its_device(device):
     assert torch.allclose(again.poses, here.poses, atol=0.1)
     one = latentdem.reconstruct(VIEWS[:1], settings=COARSE, device=device, poses=here.poses[:1])
     assert {type(t) for t in tensors(one)} == {torch.Tensor}
+
+
+@pytest.mark.parametrize("save", [save_stable_diffusion, save_xl])
+def test_a_prior_that_takes_text_keeps_to_its_device(tmp_path, device, save):
+    folder, _ = save(tmp_path)
+    tiny_autoencoder().save_pretrained(tmp_path / "tiny")
+    prior = load_prior(folder, prompt="a cat", guidance=3.0, fast_decoder=tmp_path / "tiny")
+    asked = {"kernel": KERNEL, "noise_std": 0.01, "settings": QUICK}
+    picture = photograph_crop("coffee", 64)
+    found = latentdem.deblur(picture, prior=prior, device=device, **asked)
+    here = latentdem.deblur(picture, prior=prior, **asked)
+    assert {type(t) for t in tensors(found)} == {torch.Tensor}
+    assert float((found.image - here.image).abs().max()) < 1e-3
+
+
+def test_zero123_keeps_to_its_device(tmp_path, device):
+    prior = load_zero123_prior(Parts(tmp_path).folder)
+    assert prior.to(dtype="bf16").stable is prior.stable is False
+    found = latentdem.reconstruct(VIEWS, prior=prior, settings=COARSE, device=device)
+    assert {type(t) for t in tensors(found)} == {torch.Tensor}
+    here = latentdem.reconstruct(VIEWS, prior=prior, settings=COARSE)
+    assert torch.allclose(found.novel_views, here.novel_views, atol=0.02)
 
 
 def test_an_objects_prior_in_half_precision():
