@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentdem.cli import app
-from latentdem.cli_common import console
+from latentdem.cli_common import DTYPE_HELP, DeviceOption, console
 from latentdem.cli_common import fail as _fail
+
+if TYPE_CHECKING:
+    from latentdem.evaluate_model import ModelUnderTest
+
+
+def _model(prior: Path | None, device: str, dtype: str | None) -> ModelUnderTest:
+    from latentdem.evaluate_model import ModelUnderTest
+
+    return ModelUnderTest.load(None if prior is None else str(prior), device, dtype)
 
 
 @app.command()
@@ -68,8 +77,13 @@ def evaluate(
     ] = None,
     prior: Annotated[
         Path | None,
-        typer.Option(help="objects, prior: the one to measure. Default: the packaged one."),
+        typer.Option(
+            help="The one to measure, as deblur and reconstruct take it; not of baselines and "
+            "operators. Default: the packaged one."
+        ),
     ] = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     regressor: Annotated[
         Path | None, typer.Option(help="objects: what train-pose-free wrote.")
     ] = None,
@@ -104,9 +118,24 @@ def evaluate(
 
     `latentdem evaluate --suite folder --data photographs -o out/photographs.json`
 
+    `latentdem evaluate -o mine.json --prior stable-diffusion --device cuda --pictures out/mine`
+
     `latentdem evaluate --suite objects -o quality.json --objects 4 --seeds 1 --views 2`
     """
+    from latentdem.devices import parse_dtype
+    from latentdem.em.options import check_device
+
     try:
+        own = prior is not None or device != "cpu" or dtype is not None
+        if own and suite in ("baselines", "operators"):
+            raise ValueError(
+                f"the suite {suite} compares on the packaged prior, on the CPU: leave out --prior, "
+                "--device and --dtype"
+            )
+        if suite == "prior" and (device != "cpu" or dtype is not None):
+            raise ValueError("the suite prior measures on the CPU: leave out --device and --dtype")
+        check_device(device)
+        parse_dtype(dtype)
         if suite == "deblur":
             from latentdem.evaluate import run_suite
 
@@ -121,6 +150,7 @@ def evaluate(
                 quality=quality,
                 pictures=pictures,
                 console=console,
+                model=_model(prior, device, dtype),
             )
         elif suite == "objects":
             from latentdem.evaluate_objects import run_objects_suite
@@ -136,6 +166,8 @@ def evaluate(
                 seeds=3 if seeds is None else seeds,
                 pictures=pictures,
                 console=console,
+                device=device,
+                dtype=dtype,
             )
         elif suite in ("synthetic", "misspecified"):
             from latentdem.evaluate_synthetic import run_conditions, suite_conditions
@@ -151,6 +183,7 @@ def evaluate(
                 steps=steps,
                 pictures=pictures,
                 console=console,
+                model=_model(prior, device, dtype),
             )
         elif suite == "baselines":
             from latentdem.evaluate_baselines import run_baselines
@@ -186,6 +219,7 @@ def evaluate(
                 steps=steps,
                 pictures=pictures,
                 console=console,
+                model=_model(prior, device, dtype),
             )
         elif suite == "prior":
             from latentdem.evaluate_prior import run_prior_suite

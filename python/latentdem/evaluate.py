@@ -21,11 +21,11 @@ from torch import Tensor
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
 from latentdem.em.options import solver_settings
+from latentdem.evaluate_model import ModelUnderTest
 from latentdem.io import comparison_picture
 from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.operators.motion import random_motion_kernel
-from latentdem.priors import load_prior
-from latentdem.priors.packaged import prior_digests
+from latentdem.priors import LatentPrior
 from latentdem.results import machine, store_results, stored_results
 
 SIDE = 256
@@ -130,13 +130,12 @@ def _one(
     }
 
 
-def _round_trip(names: list[str]) -> dict[str, float]:
-    prior = load_prior()
+def _round_trip(prior: LatentPrior, names: list[str]) -> dict[str, float]:
     with torch.no_grad():
         return {
             name: float(psnr(prior.decode(prior.encode(image), (SIDE, SIDE)), image))
             for name in names
-            for image in [photograph_crop(name, SIDE)]
+            for image in [photograph_crop(name, SIDE).to(prior.device)]
         }
 
 
@@ -176,8 +175,13 @@ def run_suite(
     quality: str = "standard",
     pictures: Path | None,
     console: Console,
+    model: ModelUnderTest | None = None,
 ) -> dict[str, Any]:
-    """Run all pairs and write ``output``; pairs that are already in it are kept."""
+    """Run all pairs and write ``output``; pairs that are already in it are kept.
+
+    ``model``: what restores them; the packaged prior by default.
+    """
+    model = model or ModelUnderTest()
     names = list(TEST_PHOTOGRAPHS)[:images]
     setup = {
         "kernel_size": kernel_size,
@@ -185,7 +189,7 @@ def run_suite(
         "method": method,
         "steps": steps,
         "side": SIDE,
-        "priors": prior_digests(),
+        **model.setup(),
         "versions": versions(),
     }
     # Results from before there was this stay what was asked for.
@@ -193,8 +197,8 @@ def run_suite(
     solver_settings(method, steps, quality=quality)
     stored = stored_results(output, setup)
     rows: list[dict[str, Any]] = [] if stored is None else stored["rows"]
-    round_trip = _round_trip(names)
-    options = {"method": method, "steps": steps, "quality": quality}
+    round_trip = _round_trip(model.loaded(), names)
+    options = {"method": method, "steps": steps, "quality": quality, **model.options()}
     done = {(row["image"], row["kernel"]) for row in rows}
     for index in range(kernels):
         for name in names:

@@ -18,11 +18,11 @@ from rich.console import Console
 from torch import Tensor
 
 from latentdem.em.driver import deblur, versions
+from latentdem.evaluate_model import ModelUnderTest
 from latentdem.html_report import Entry, write_page
 from latentdem.io import InputError, comparison_picture, file_digest, to_batch
 from latentdem.metrics import NO_BLUR, aligned_psnr, maximum_normalized_correlation, psnr
 from latentdem.noise import coding_noise_std
-from latentdem.priors.packaged import prior_digests
 from latentdem.results import machine, store_results, stored_results
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -137,6 +137,7 @@ def run_folder_suite(
     steps: int | None = None,
     pictures: Path | None = None,
     console: Console,
+    model: ModelUnderTest | None = None,
 ) -> dict[str, Any]:
     """Deblur every picture of ``data``; write ``output`` (JSON) and a page beside it (HTML).
 
@@ -153,21 +154,24 @@ def run_folder_suite(
         steps: by default the method's own.
         pictures: folder for comparison pictures; by default beside ``output``.
         console: for progress.
+        model: what restores them; the packaged prior by default.
 
     Raises:
         FileNotFoundError: nothing to do.
         ValueError: ``output`` holds another setup.
     """
+    model = model or ModelUnderTest()
     cases = find_cases(data)
-    options = {
+    options: dict[str, Any] = {
         "kernel_size": kernel_size, "noise_std": noise_std, "method": method, "steps": steps,
     }  # fmt: skip
     setup = {
         "suite": "folder",
         **options,
-        "priors": prior_digests(),
+        **model.setup(),
         "versions": versions(),
     }
+    options |= model.options()
     rows: dict[str, dict[str, Any]] = {}
     stored = stored_results(output, setup)
     if stored is not None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from latentdem.em.options import placement
 from latentdem.operators.radiance_field import RadianceField
-from latentdem.priors.objects import load_objects_prior
+from latentdem.priors.objects import ObjectsPrior, load_objects_prior
 from latentdem.training.object_views import on_white
 from latentdem.training.pose_free import load_pose_free
 
@@ -87,18 +88,24 @@ def build_methods(
     prior: Path | None = None,
     regressor: Path | None = None,
     settings: ReconstructSettings | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
 ) -> dict[str, Method]:
     """The methods called ``rows``.
 
     Args:
         rows: among :data:`ROWS`.
-        prior: file of the objects prior; the packaged one by default.
+        prior: file, folder or hub id of the objects prior; the packaged one by default.
         regressor: what :func:`latentdem.training.pose_free.make_pose_free` wrote, for the row
             ``feed-forward``.
         settings: of the row ``grid + EM + rendering``; the others leave steps out of it.
 
+        device: of the prior, as in :func:`latentdem.reconstruct`; so is ``dtype``.
+        dtype: None: float16 on CUDA, else as it is.
+
     Raises:
-        ValueError: an unknown row, or ``feed-forward`` without a regressor.
+        ValueError: an unknown row, ``feed-forward`` without a regressor, or a device that is not
+            here.
         FileNotFoundError: no such prior or regressor.
     """
     unknown = [row for row in rows if row not in ROWS]
@@ -110,7 +117,9 @@ def build_methods(
             raise ValueError("the row 'feed-forward' needs a regressor (latentdem train-pose-free)")
         methods["feed-forward"] = _feed_forward(regressor)
     if rows != ["feed-forward"]:
-        methods |= _diffusion_methods(prior, settings)
+        place, number_format = placement(device, dtype, torch.device("cpu"))
+        loaded = load_objects_prior(prior).to(place, number_format)
+        methods |= _diffusion_methods(loaded, settings)
     return {row: methods[row] for row in ROWS if row in rows}
 
 
@@ -125,13 +134,12 @@ def _feed_forward(path: Path) -> Method:
 
 
 def _diffusion_methods(
-    path: Path | None, settings: ReconstructSettings | None
+    prior: ObjectsPrior, settings: ReconstructSettings | None
 ) -> dict[str, Method]:
     from latentdem.em.novel_views import sample_views
     from latentdem.em.reconstruct import reconstruct
     from latentdem.em.reconstruct_settings import ReconstructSettings
 
-    prior = load_objects_prior(path)
     full = settings or ReconstructSettings()
     searches: dict[tuple[str, int, int], tuple[PoseEstimate | None, float]] = {}
 
@@ -156,12 +164,14 @@ def _diffusion_methods(
     ) -> Outcome:
         @torch.no_grad()
         def novel(wanted: Tensor) -> Tensor:
-            given = prior.embed(result.views.images)
+            images, poses, targets = (
+                part.to(prior.device) for part in (result.views.images, result.poses, wanted)
+            )
             sampler = options.sampler
             found = sample_views(
-                prior, given, result.poses, wanted, settings=sampler, seed=case.seed
+                prior, prior.embed(images), poses, targets, settings=sampler, seed=case.seed
             )
-            return found.views
+            return found.views.cpu()
 
         return Outcome(result.poses, result.field, novel, seconds)
 
@@ -185,8 +195,9 @@ def _diffusion_methods(
     def one_view(case: Case) -> Outcome:
         """Zero123's way: the first view alone conditions every sample the field is fitted to."""
         with torch.no_grad():
-            given = prior.embed(on_white(case.inputs[:1]))
-        pose = torch.stack((given.elevation, torch.zeros_like(given.radius), given.radius), 1)
+            given = prior.embed(on_white(case.inputs[:1]).to(prior.device))
+        azimuth = torch.zeros_like(given.radius)
+        pose = torch.stack((given.elevation, azimuth, given.radius), 1).cpu()
         return outcome(case, solve(case, 1, pose, full), full)
 
     def true_poses(case: Case) -> Outcome:

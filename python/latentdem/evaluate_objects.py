@@ -20,14 +20,16 @@ from rich.table import Table
 from torch import Tensor
 
 from latentdem.em.driver import versions
+from latentdem.em.options import placement
+from latentdem.evaluate_model import device_name
 from latentdem.evaluate_object_methods import ROWS, Case, Method, Outcome, build_methods
 from latentdem.figures_table import figure, figures_table
-from latentdem.io import file_digest
 from latentdem.metrics import psnr, silhouette_iou, structural_similarity
 from latentdem.operators.mesh import EmptyFieldError, chamfer_distance, extract_mesh
 from latentdem.operators.pose import relative_rotation, rotation_error, wrap_degrees
 from latentdem.pictures import sheet
 from latentdem.priors.objects import PACKAGED_OBJECTS, CameraModel
+from latentdem.priors.weights import source_digest
 from latentdem.results import (
     machine,
     peak_memory,
@@ -276,11 +278,6 @@ def summary_table(title: str, rows: dict[str, dict[str, Any]], width: int) -> Ta
     return figures_table(title, COLUMNS, rows, width=width)
 
 
-def _digest(path: Path | None) -> str | None:
-    # A file that is missing is reported where it is loaded, with what to do about it.
-    return file_digest(path) if path is not None and path.is_file() else None
-
-
 def _plan(
     names: list[str], counts: list[int], seeds: int, methods: dict[str, Method]
 ) -> Iterator[tuple[int, int, str, str]]:
@@ -305,6 +302,8 @@ def run_objects_suite(
     pictures: Path | None = None,
     console: Console,
     methods: dict[str, Method] | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Run all cases, write ``output`` after each; cases that are already in it are kept.
 
@@ -319,6 +318,8 @@ def run_objects_suite(
         pictures: folder for sheets: inputs, true unseen views, the field's.
         console: for progress and the tables.
         methods: instead of those of ``rows``.
+        device: of the prior, as in :func:`latentdem.reconstruct`; so is ``dtype``.
+        dtype: None: float16 on CUDA, else as it is.
 
     Raises:
         ValueError: ``output`` holds another setup, or an option that makes no sense.
@@ -334,15 +335,21 @@ def run_objects_suite(
     setup = {
         "suite": "objects",
         "unseen": UNSEEN,
-        "prior": _digest(prior or PACKAGED_OBJECTS),
-        "regressor": _digest(regressor),
+        "prior": source_digest(prior or PACKAGED_OBJECTS),
+        "regressor": None if regressor is None else source_digest(regressor),
         "versions": versions(),
     }
+    # Results from before there were these stay what was asked for.
+    if (device, dtype) != ("cpu", None):
+        place, number_format = placement(device, dtype, torch.device("cpu"))
+        setup |= {"device": device_name(place), "dtype": str(number_format)}
     stored = stored_results(output, setup)
     records: list[dict[str, Any]] = [] if stored is None else stored["rows"]
     if methods is None:
         chosen = list(ROWS) if rows is None else rows
-        methods = build_methods(chosen, prior=prior, regressor=regressor)
+        methods = build_methods(
+            chosen, prior=prior, regressor=regressor, device=device, dtype=dtype
+        )
     fov = CameraModel().fov
     done = {(r["seed"], r["views"], r["object"], r["row"]) for r in records}
     plan = list(_plan(names, counts, seeds, methods))

@@ -24,7 +24,6 @@ from latentdem.em.driver import versions
 from latentdem.em.schedules import descending
 from latentdem.em.sharp import SHARP_LOG_ODDS
 from latentdem.evaluate import SIDE, TEST_PHOTOGRAPHS, observe, photograph_crop
-from latentdem.io import file_digest
 from latentdem.metrics import maximum_normalized_correlation, psnr
 from latentdem.operators.blur import BlurModel, EdgeStepSettings
 from latentdem.operators.edges import l0_deconvolution
@@ -35,6 +34,7 @@ from latentdem.priors import kernel, latent
 from latentdem.priors.kernel import KernelDenoiserNet
 from latentdem.priors.latent import LatentPrior
 from latentdem.priors.sharpness import load_sharpness, sharp_log_odds
+from latentdem.priors.weights import source_digest
 from latentdem.results import machine, store_results, stored_results
 
 NOISE_STDS = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -348,7 +348,7 @@ def run_prior_suite(
         "setup": {
             "suite": "prior",
             "images": names,
-            "priors": [file_digest(path) for path in paths],
+            "priors": [source_digest(path) for path in paths],
             "versions": versions(),
         },
         "machine": machine(),

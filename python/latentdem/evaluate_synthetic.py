@@ -21,6 +21,7 @@ from torch import Tensor
 import latentdem_ext as ext
 from latentdem.em.driver import deblur, versions
 from latentdem.evaluate import SEARCH, SIDE, TEST_PHOTOGRAPHS, photograph_crop
+from latentdem.evaluate_model import ModelUnderTest
 from latentdem.figures_table import Column, figure, figures_table
 from latentdem.html_report import Entry, write_page
 from latentdem.io import comparison_picture
@@ -36,7 +37,6 @@ from latentdem.metrics import (
     visual_information,
 )
 from latentdem.operators.motion import random_motion_kernel
-from latentdem.priors.packaged import prior_digests
 from latentdem.results import machine, store_results, stored_results
 
 FAILURE_RATIO = 3.0
@@ -230,6 +230,7 @@ def run_conditions(
     pictures: Path | None = None,
     console: Console,
     conditions: list[Condition] | None = None,
+    model: ModelUnderTest | None = None,
 ) -> dict[str, Any]:
     """Run a suite; write ``output`` (JSON) and a page beside it after each run.
 
@@ -246,6 +247,7 @@ def run_conditions(
         pictures: folder of comparison pictures; by default beside ``output``.
         console: for progress and the table.
         conditions: instead of the suite's.
+        model: what restores them; the packaged prior by default.
 
     Raises:
         ValueError: ``output`` holds another setup, or a number makes no sense.
@@ -255,13 +257,14 @@ def run_conditions(
             f"images must lie between 1 and {len(TEST_PHOTOGRAPHS)}, kernels and seeds be "
             f"positive, found {images}, {kernels} and {seeds}"
         )
+    model = model or ModelUnderTest()
     chosen = suite_conditions(suite) if conditions is None else conditions
     names = list(TEST_PHOTOGRAPHS)[:images]
     setup = {
         "suite": suite,
         "method": method,
         "steps": steps,
-        "priors": prior_digests(),
+        **model.setup(),
         "versions": versions(),
     }
     stored = stored_results(output, setup)
@@ -276,7 +279,7 @@ def run_conditions(
         for name in names
         for condition in chosen
     ]
-    options = {"method": method, "steps": steps}
+    options = {"method": method, "steps": steps, **model.options()}
     document = _store(output, setup, chosen, rows)
     for position, (seed, index, name, condition) in enumerate(plan, 1):
         if (condition.name, index, name, seed) in done:

@@ -174,7 +174,8 @@ def file_digest(path: Path) -> str:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from latentdem.batch.inputs import SEEDS, Item
 from latentdem.devices import parse_dtype
 from latentdem.em.models import ModelOptions
 from latentdem.em.options import check_options, solver_settings
-from latentdem.io import InputError
+from latentdem.io import InputError, file_digest
 from latentdem.priors import load_prior
 from latentdem.priors.conditioning import check_guidance
 from latentdem.priors.kernel import PACKAGED as PACKAGED_KERNEL
 from latentdem.priors.latent import PACKAGED
 from latentdem.priors.sharpness import PACKAGED as PACKAGED_SHARPNESS
-from latentdem.priors.weights import weights_digest
+from latentdem.priors.weights import folder_digest, weights_digest
 
 PRIOR_OPTIONS = ("prompt", "negative_prompt", "guidance", "fast_decoder")
 
@@ -154,9 +154,9 @@ def prior_digest(prior: str | None) -> str:
     """
     path = PACKAGED if prior is None else Path(prior)
     if path.is_file():
-        return _file_sha256(path)
+        return file_digest(path)
     if path.is_dir():
-        return _folder_sha256(path)
+        return folder_digest(path)
     loaded = load_prior(prior)
     return weights_digest(loaded.autoencoder) + weights_digest(loaded.denoiser)
 
@@ -169,18 +169,7 @@ def decoder_digest(source: str) -> str:
         ValueError: it cannot be used.
     """
     if Path(source).is_dir():
-        return _folder_sha256(Path(source))
+        return folder_digest(Path(source))
     from latentdem.priors.diffusers_folder import read_fast_decoder
 
     return weights_digest(read_fast_decoder(source))
-
-
-def _folder_sha256(path: Path) -> str:
-    files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".json", ".txt"))
-    names = "".join(f"{f.relative_to(path)} {_file_sha256(f)}\n" for f in files)
-    return hashlib.sha256(names.encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latentdem.io import file_digest
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -73,6 +75,23 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 of a network's weights and their names."""
     return tensors_digest(model.state_dict())
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of the weights and configurations in a folder of diffusers' layout."""
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json", ".txt"))
+    names = "".join(f"{f.relative_to(folder)} {file_digest(f)}\n" for f in files)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def source_digest(source: Path) -> str:
+    """SHA-256 of a prior's file or folder; of anything else, such as a hub's id, its name.
+
+    What is missing is reported where it is loaded, with what to do about it.
+    """
+    if source.is_file():
+        return file_digest(source)
+    return folder_digest(source) if source.is_dir() else str(source)
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
