@@ -19,6 +19,8 @@ from latentdem.cli_common import (
     GuidanceOption,
     NegativePromptOption,
     PromptOption,
+    SlicingOption,
+    TilingOption,
     console,
     given,
     parse_grid,
@@ -134,18 +136,8 @@ def deblur(
     device: DeviceOption = "cpu",
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
-    slicing: Annotated[
-        bool,
-        typer.Option(
-            "--slicing", help="Pictures pass the autoencoder one by one: less memory, more time."
-        ),
-    ] = False,
-    tiling: Annotated[
-        bool,
-        typer.Option(
-            "--tiling", help="The autoencoder works in tiles: for canvases that it could not hold."
-        ),
-    ] = False,
+    slicing: SlicingOption = False,
+    tiling: TilingOption = False,
     tile: Annotated[
         int,
         typer.Option(

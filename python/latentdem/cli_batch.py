@@ -23,6 +23,8 @@ from latentdem.cli_common import (
     GuidanceOption,
     NegativePromptOption,
     PromptOption,
+    SlicingOption,
+    TilingOption,
     console,
     parse_grid,
 )
@@ -141,6 +143,8 @@ def batch(
     ] = "cpu",
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
+    slicing: SlicingOption = False,
+    tiling: TilingOption = False,
     batch_size: Annotated[
         str,
         typer.Option(
@@ -233,6 +237,7 @@ def batch(
             tile=tile or None,
             assume_blurred=assume_blurred,
             linear_light=linear_light,
+            tiling=tiling,
             prior=prior,
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -258,6 +263,7 @@ def batch(
             retry_failed=retry_failed,
             batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
             compile=compile,
+            slicing=slicing,
             report=reporter,
         )
     except (ValueError, FileNotFoundError) as error:

@@ -28,6 +28,18 @@ COMPILE_HELP = (
 DeviceOption = Annotated[
     str, typer.Option(help="**cpu**, **cuda**, **cuda:1** ... (float16 on CUDA).")
 ]
+SlicingOption = Annotated[
+    bool,
+    typer.Option(
+        "--slicing", help="Pictures pass the autoencoder one by one: less memory, more time."
+    ),
+]
+TilingOption = Annotated[
+    bool,
+    typer.Option(
+        "--tiling", help="The autoencoder works in tiles: for canvases that it could not hold."
+    ),
+]
 PromptOption = Annotated[
     str | None,
     typer.Option(help="What the pictures show, for a prior that takes text."),

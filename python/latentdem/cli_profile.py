@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from latentdem.cli import app
-from latentdem.cli_common import console
+from latentdem.cli_common import DTYPE_HELP, QUALITY_HELP, DeviceOption, console
 from latentdem.cli_common import fail as _fail
 
 SHOWN = 12
@@ -27,13 +27,16 @@ def profile(
     steps: Annotated[
         int, typer.Option(help="Steps of the trajectory; few tell as much as many.")
     ] = 4,
-    device: Annotated[str, typer.Option(help="**cpu**, **cuda** ...")] = "cpu",
+    quality: Annotated[str, typer.Option(help=QUALITY_HELP)] = "standard",
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     prior: Annotated[Path | None, typer.Option(help="As in deblur.")] = None,
 ) -> None:
     """Deblur one photograph under torch's profiler: seconds by phase and by operator.
 
     Writes **trace.json** (open it in ui.perfetto.dev or TensorBoard), **operators.txt**,
     **phases.png** and **report.json**. The search for the first kernel is timed, not recorded.
+    GB/s counts what an operator is given, each tensor once: it moves at least so much.
 
     `latentdem profile photo.jpg -o out/profile`
     """
@@ -47,7 +50,9 @@ def profile(
             kernel_size=kernel_size,
             method=method,
             steps=steps,
+            quality=quality,
             device=device,
+            dtype=dtype,
             prior=None if prior is None else load_prior(prior),
         )
     except (ValueError, FileNotFoundError) as error:
@@ -60,10 +65,13 @@ def profile(
         table.add_row(name, f"{figures['seconds']:.2f}", f"{figures['share']:.0%}")
     console.print(table)
     operators = Table()
-    for heading in ("operator", "ms", "calls", "GFLOP/s"):
+    for heading in ("operator", "ms", "calls", "GFLOP/s", "GB/s"):
         operators.add_column(heading, justify="left" if heading == "operator" else "right")
     for row in report["operators"][:SHOWN]:
-        rate = "" if row["gflop_per_s"] is None else f"{row['gflop_per_s']:.0f}"
-        operators.add_row(row["name"], f"{row['milliseconds']:.1f}", str(row["calls"]), rate)
+        rates = [
+            "" if row[rate] is None else f"{row[rate]:.{digits}f}"
+            for rate, digits in (("gflop_per_s", 0), ("gb_per_s", 1))
+        ]
+        operators.add_row(row["name"], f"{row['milliseconds']:.1f}", str(row["calls"]), *rates)
     console.print(operators)
     console.print(f"look at {output / 'phases.png'} and {output / 'trace.json'}", soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from latentdem.cli import app
-from latentdem.cli_common import console
+from latentdem.cli_common import DTYPE_HELP, DeviceOption, console
 from latentdem.cli_common import fail as _fail
 
 
@@ -28,6 +28,16 @@ def serve(
     keep_minutes: Annotated[
         float, typer.Option(help="Uploads and results are deleted after so long, and at the end.")
     ] = 60.0,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="Of photographs: file, folder or hub id, as in deblur."),
+    ] = None,
+    objects_prior: Annotated[
+        str | None,
+        typer.Option(help="Of objects, as in reconstruct."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     open_browser: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the page in the browser.")
     ] = False,
@@ -39,10 +49,13 @@ def serve(
 
     `latentdem serve --open`
 
+    `latentdem serve --prior stable-diffusion --objects-prior stable-zero123 --device cuda`
+
     Needs `pip install "latentdem[serve]"`.
     """
     from latentdem.serve.gate import is_local
     from latentdem.serve.jobs import Limits
+    from latentdem.serve.models import Models
     from latentdem.serve.server import open_server
 
     try:
@@ -53,7 +66,10 @@ def serve(
             waiting=max_waiting,
             keep_minutes=keep_minutes,
         )
-        with open_server(limits, host, port) as server:
+        if prior is not None or objects_prior is not None:
+            console.print("loading the priors")
+        models = Models.load(prior, objects_prior, device=device, dtype=dtype)
+        with open_server(limits, host, port, models) as server:
             if not is_local(host):
                 console.print(
                     f"warning: whoever reaches {host} over the network can use this page, without "
@@ -71,7 +87,7 @@ def serve(
 
                 webbrowser.open(server.url)
             server.run()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
     except KeyboardInterrupt:
         console.print("ended; uploads and results are removed")

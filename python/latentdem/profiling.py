@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ def profile_deblurring(image: ImageLike, folder: Path, **options: Any) -> dict[s
 
     ``trace.json`` opens in ui.perfetto.dev and in TensorBoard; ``operators.txt`` is torch's table,
     ``phases.png`` a picture, ``report.json`` the figures returned: seconds and share of each phase,
-    milliseconds, calls and (for convolutions and matrix products) GFLOP/s of each operator.
+    milliseconds, calls, GFLOP/s (of convolutions and matrix products) and GB/s of each operator.
+    GB/s counts the tensors that an operator was given, each once, over its own time: it moves at
+    least so much.  One that spends its time in others has none.
     The first step, which pays for what is set up once, counts like the others.  Times are a little
     longer than without a profiler.  The search for the first kernel, of too many operators to keep,
     has its time among the phases but is neither in the trace nor among the operators.
@@ -36,7 +41,9 @@ def profile_deblurring(image: ImageLike, folder: Path, **options: Any) -> dict[s
     """
     on_gpu = str(options.get("device") or "cpu").startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities, with_flops=True, acc_events=True) as recorder:
+    with profile(
+        activities=activities, with_flops=True, record_shapes=True, acc_events=True
+    ) as recorder:
         token = pausing.set(lambda pause: recorder.toggle_collection_dynamic(not pause, activities))
         try:
             result = deblur(image, **options)
@@ -48,6 +55,7 @@ def profile_deblurring(image: ImageLike, folder: Path, **options: Any) -> dict[s
         (event for event in averages if not event.key.startswith(PHASE)),
         key=lambda event: -float(getattr(event, key)),
     )
+    given = bytes_given(recorder.events())
     phases = dict(result.report["seconds_by_phase"])
     total = float(result.report["seconds"])
     phases["rest"] = round(max(0.0, total - sum(phases.values())), 3)
@@ -59,7 +67,7 @@ def profile_deblurring(image: ImageLike, folder: Path, **options: Any) -> dict[s
         "phases": {
             name: {"seconds": seconds, "share": seconds / total} for name, seconds in phases.items()
         },
-        "operators": [_figures(event, key) for event in operators[:ROWS]],
+        "operators": [_figures(event, key, given[event.key]) for event in operators[:ROWS]],
     }
     with atomic_folder(folder) as partial:
         recorder.export_chrome_trace(str(partial / "trace.json"))
@@ -70,14 +78,52 @@ def profile_deblurring(image: ImageLike, folder: Path, **options: Any) -> dict[s
     return report
 
 
-def _figures(event: Any, key: str) -> dict[str, Any]:
-    seconds = float(getattr(event, key)) / 1e6
+_ITEM_BYTES = {
+    "c10::complex<double>": 16,
+    "c10::complex<float>": 8,
+    "double": 8,
+    "long int": 8,
+    "float": 4,
+    "int": 4,
+    "c10::Half": 2,
+    "c10::BFloat16": 2,
+    "bool": 1,
+    "unsigned char": 1,
+}
+"""Of the number formats' names in torch's profiler."""
+
+
+def bytes_given(events: Iterable[Any]) -> Counter[str]:
+    """Bytes of the tensors that each operator was given, over all its calls, by its name.
+
+    Args:
+        events: of a profiler that records shapes.
+
+    >>> import torch
+    >>> with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorder:
+    ...     _ = torch.ones(10, 4) + torch.ones(4)
+    >>> bytes_given(recorder.events())["aten::add"]
+    176
+    """
+    total: Counter[str] = Counter()
+    for event in events:
+        for shape, kind in zip(event.input_shapes, event.input_dtypes or ()):
+            # Single numbers are no traffic; lists of tensors have no shapes here.
+            if shape and kind in _ITEM_BYTES:
+                total[event.name] += math.prod(shape) * _ITEM_BYTES[kind]
+    return total
+
+
+def _figures(event: Any, key: str, given: int) -> dict[str, Any]:
+    own = float(getattr(event, key)) / 1e6
+    whole = float(getattr(event, key.removeprefix("self_"))) / 1e6
     flops = float(event.flops or 0)
     return {
         "name": event.key,
-        "milliseconds": round(1e3 * seconds, 3),
+        "milliseconds": round(1e3 * own, 3),
         "calls": int(event.count),
-        "gflop_per_s": round(flops / seconds / 1e9, 1) if flops and seconds else None,
+        "gflop_per_s": round(flops / own / 1e9, 1) if flops and own else None,
+        "gb_per_s": round(given / own / 1e9, 2) if given and own > whole / 2 else None,
     }
 
 

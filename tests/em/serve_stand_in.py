@@ -16,6 +16,7 @@ from object_stand_in import exact_prior
 import latentdem
 from latentdem.em.reconstruct_settings import PoseSettings, ReconstructSettings, SamplerSettings
 from latentdem.em.steps import StepReport
+from latentdem.priors import load_prior
 
 QUICK = ReconstructSettings(
     rounds=1,
@@ -48,6 +49,7 @@ def counting(steps, log=None):
 
 def main(log):
     from latentdem.serve.jobs import Limits
+    from latentdem.serve.models import Models
     from latentdem.serve.server import open_server
 
     real = latentdem.deblur
@@ -65,7 +67,7 @@ def main(log):
     prior, _ = exact_prior()
     latentdem.reconstruct = partial(latentdem.reconstruct, prior=prior, settings=QUICK)
     limits = Limits(megapixels=0.01, megabytes=0.1, seconds=60, waiting=1)
-    with open_server(limits) as server:
+    with open_server(limits, models=Models(photographs=load_prior())) as server:
         print(json.dumps({"url": server.url, "root": str(server.store.root)}), flush=True)
         server.run()
 

@@ -14,7 +14,7 @@ from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.em.steps import PHASE
 from latentdem.io import to_pil
 from latentdem.operators.blur import BlurModel
-from latentdem.profiling import phases_picture
+from latentdem.profiling import bytes_given, phases_picture
 
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 PROX = {"first_kernel", "prior", "e_step", "m_step", "encoder", "finish"}
@@ -54,6 +54,10 @@ def test_command(tmp_path):
     convolution = next(r for r in report["operators"] if "convolution" in r["name"])
     assert convolution["calls"] > 10 and convolution["milliseconds"] > 0
     assert any(row["gflop_per_s"] for row in report["operators"])
+    # A wrapper's time is another's, and so are the tensors.
+    assert convolution["gb_per_s"] is None or convolution["gb_per_s"] > 0
+    rates = [row["gb_per_s"] for row in report["operators"] if row["gb_per_s"] is not None]
+    assert len(rates) >= 5 and all(0 < rate < 2000 for rate in rates)
     assert not any(row["name"].startswith(PHASE) for row in report["operators"])
     names = [
         event.get("name") for event in json.loads((out / "trace.json").read_text())["traceEvents"]
@@ -73,3 +77,14 @@ def test_picture_has_a_bar_a_phase():
     lengths = [sum(picture.getpixel((x, y)) == blue for x in range(640)) for y in (20, 44, 68)]
     assert lengths[0] == pytest.approx(3 * lengths[1], rel=0.05)
     assert lengths[2] <= 2
+
+
+def test_bytes_of_what_operators_are_given():
+    real, half = torch.ones(6, 5), torch.ones(5).half()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorder:
+        real * half
+        torch.fft.rfft(real) * 2
+        real.sum()
+    given = bytes_given(recorder.events())
+    assert given["aten::mul"] == 4 * 30 + 2 * 5 + 8 * 18
+    assert given["aten::sum"] >= 4 * 30 and given["aten::nothing"] == 0

@@ -16,6 +16,7 @@ options = pytest.mark.parametrize(
     [
         (("--linear-light",), "linear_light", False, True),
         (("--quality", "fast"), "quality", "standard", "fast"),
+        (("--tiling",), "tiling", False, True),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

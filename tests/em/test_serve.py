@@ -251,6 +251,10 @@ def test_bad_options():
     assert "host 'no such host' is not known" in run("--host", "no such host").output
     assert "megapixels must be positive" in run("--max-megapixels", 0, "--port", 0).output
     assert run("--port", 70000).exit_code == 2
+    missing = run("--port", 0, "--prior", "no/such/prior.safetensors")
+    assert missing.exit_code == 1 and "no/such/prior.safetensors" in missing.output
+    assert "dtype must be" in run("--port", 0, "--dtype", "fp8").output
+    assert "device 'meta' cannot be used" in run("--port", 0, "--device", "meta").output
 
 
 def test_without_gradio(monkeypatch):

@@ -15,8 +15,10 @@ from serve_stand_in import QUICK, counting, last
 
 import latentdem
 from latentdem.io import InputError, to_pil
+from latentdem.priors import load_prior
 from latentdem.serve import html, tasks
 from latentdem.serve.jobs import Limits, Snapshot, Worker
+from latentdem.serve.models import Models
 
 # Jobs ---------------------------------------------------------------------------------------
 
@@ -147,6 +149,31 @@ def test_limits_are_positive(name):
 
 
 # What the jobs do ---------------------------------------------------------------------------
+
+
+def test_jobs_compute_with_the_priors_of_the_server(worker, photo, tmp_path, monkeypatch):
+    assert Models.load() == Models() and Models().described() == ""
+    models = Models.load(dtype="bf16")
+    assert models.photographs.dtype == models.objects.dtype == torch.bfloat16
+    first, second = models.described().split("; ")
+    assert first == f"photographs: {load_prior().name}, on cpu in bfloat16"
+    assert second.startswith("objects: ") and second.endswith(" in bfloat16")
+    with pytest.raises(FileNotFoundError):
+        Models.load("no/such/prior.safetensors")
+    asked = []
+    monkeypatch.setattr(latentdem, "deblur", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(latentdem, "reconstruct", lambda *_, **options: asked.append(options))
+    other = tmp_path / "other.png"
+    Image.new("RGB", (20, 20)).save(other)
+    for task, request in (
+        (tasks.deblur, tasks.DeblurRequest(photo)),
+        (tasks.reconstruct, tasks.ObjectsRequest([photo, other])),
+    ):
+        for given in (models, None):
+            last(worker.submit(task(request, tmp_path, Limits(), given), seconds=60))
+    assert [options.get("prior") for options in asked] == [
+        models.photographs, None, models.objects, None,
+    ]  # fmt: skip
 
 
 def test_deblur_streams_steps_and_leaves_files(worker, photo, tmp_path):

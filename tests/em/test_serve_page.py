@@ -15,6 +15,7 @@ from PIL import Image
 from serve_stand_in import SLOW
 
 from latentdem.io import to_pil
+from latentdem.priors import load_prior
 
 
 class Visitor:
@@ -268,6 +269,8 @@ def test_the_page_names_no_other_server(visitor):
         for part in text.split(tag)[1:]:
             assert "http" not in part.split(">")[0].replace(visitor.server.url, "")
     assert visitor.config["analytics_enabled"] is False
+    (models,) = [c for c in visitor.config["components"] if c["props"].get("elem_id") == "models"]
+    assert f"photographs: {load_prior().name}, on cpu in float32" in models["props"]["value"]
     assert "fonts.googleapis" not in visitor.get("/theme.css")[1].decode()
     assert visitor.get("/", Host="evil.example")[0] == 403
     assert visitor.get("/", Origin="http://evil.example")[0] == 403

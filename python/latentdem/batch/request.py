@@ -42,6 +42,7 @@ class Options:
         tile: side of tiles in pixels; None: never.
         assume_blurred: deblur what looks sharp, too.
         linear_light: as in ``deblur``.
+        tiling: of the autoencoder, as in ``deblur``.
         prior: file, folder or hub id; None: the packaged one.
         prompt: for priors in diffusers' layout, as in ``load_prior``; so are those that follow.
         negative_prompt: None: the model's own default.
@@ -66,6 +67,7 @@ class Options:
     tile: int | None = 640
     assume_blurred: bool = False
     linear_light: bool = False
+    tiling: bool = False
     prior: str | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -111,7 +113,7 @@ class Requests:
             own["fast_decoder"] = decoder_digest(options.fast_decoder)
         # Only what was given: requests without these options stay what they were.
         plain = {k: v for k, v in asdict(options).items() if k not in PRIOR_OPTIONS}
-        for name in ("dtype", "linear_light", "quality"):
+        for name in ("dtype", "linear_light", "quality", "tiling"):
             if plain[name] == getattr(Options, name):
                 del plain[name]
         self._common = (

@@ -167,6 +167,7 @@ def run_batch(
     group: bool = True,
     batch_size: int | str = 1,
     compile: str | None = None,
+    slicing: bool = False,
     solve: Callable[..., Any] | None = None,
     report: Report | None = None,
 ) -> Summary:
@@ -189,6 +190,7 @@ def run_batch(
         batch_size: images that a worker restores together, if they are of one size (and those that
             wait are); ``auto``: on a GPU as many as fit, on a CPU one.
         compile: as for :func:`latentdem.deblur`.
+        slicing: as there.
         solve: see :class:`~latentdem.batch.worker.Setup`.
         report: told of every image.
 
@@ -219,7 +221,7 @@ def run_batch(
             if driver.summary.before < driver.summary.images:
                 setup: dict[str, Any] = {"prior": options.prior, "dtype": options.dtype}
                 setup |= {"prior_options": options.prior_options()}
-                setup |= {"compile": compile, "batch_size": batch_size}
+                setup |= {"compile": compile, "batch_size": batch_size, "slicing": slicing}
                 setup |= {} if solve is None else {"solve": solve}
                 place.clear()
                 driver.run(make_engine(engine, workers, device, threads, setup, address))

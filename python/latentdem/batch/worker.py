@@ -37,7 +37,7 @@ FOLDERS, FLAT = "folders", "flat"
 
 OPTIONS = (
     "kernel_size", "noise_std", "blur", "scale", "grid", "method", "steps", "seed", "boundary",
-    "tile", "assume_blurred", "linear_light", "quality",
+    "tile", "assume_blurred", "linear_light", "quality", "tiling",
 )  # fmt: skip
 """Of :func:`latentdem.deblur`, as a request has them; some only where they were given."""
 
@@ -53,6 +53,7 @@ class Setup:
         threads: of torch; None: as torch finds best.
         dtype: of the networks, see :class:`~latentdem.batch.request.Options`.
         compile: as for :func:`latentdem.deblur`.
+        slicing: as there.
         batch_size: images that are restored together, if they are of one size; ``auto``: on a GPU
             as many as fit, on a CPU one.
         solve: called as :func:`latentdem.deblur`; a function that other processes can import.
@@ -64,6 +65,7 @@ class Setup:
     threads: int | None = None
     dtype: str | None = None
     compile: str | None = None
+    slicing: bool = False
     batch_size: int | str = 1
     solve: Callable[..., DeblurResult] = deblur
 
@@ -157,6 +159,8 @@ class Worker:
         self._options: dict[str, Any] = {"dtype": dtype}
         if setup.compile is not None:
             self._options["compile"] = setup.compile
+        if setup.slicing:
+            self._options["slicing"] = True
         self._batch_size = setup.batch_size
         self._bytes: dict[Any, int] = {}
         self._waiting: list[_Waiting] = []

@@ -328,6 +328,7 @@ def deblur(
             "scale": scale,
             "grid": list(model_options.grid),
             "linear_light": linear_light,
+            "tiling": tiling,
             "tiles": tiles,
             "settings": asdict(options),
             "prior": used.name,

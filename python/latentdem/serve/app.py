@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import fastapi
@@ -11,6 +12,7 @@ from latentdem.serve import html
 from latentdem.serve.deblur_tab import deblur_tab
 from latentdem.serve.files import MEGABYTE, Store
 from latentdem.serve.jobs import Limits, Worker
+from latentdem.serve.models import Models
 from latentdem.serve.objects_tab import objects_tab
 from latentdem.serve.page import Page
 
@@ -38,6 +40,10 @@ def build_page(page: Page) -> gr.Blocks:
             padding=False,
         )
 
+        described = page.models.described()
+        if described:
+            gr.HTML(f"<p class='hint'>{escape(described)}.</p>", padding=False, elem_id="models")
+
         def leave(request: gr.Request) -> None:
             page.leave(str(request.session_hash))
 
@@ -46,7 +52,7 @@ def build_page(page: Page) -> gr.Blocks:
     return blocks
 
 
-def build_app(worker: Worker, store: Store, limits: Limits) -> Any:
+def build_app(worker: Worker, store: Store, limits: Limits, models: Models | None = None) -> Any:
     """An ASGI application; nothing of it but the files of ``store`` is served.
 
     The address of no other server is in the page, and Gradio's telemetry, history, monitoring,
@@ -63,7 +69,7 @@ def build_app(worker: Worker, store: Store, limits: Limits) -> Any:
         block_info_text_color_dark="*neutral_400",
         input_placeholder_color_dark="*neutral_400",
     )
-    blocks = build_page(Page(worker, store, limits))
+    blocks = build_page(Page(worker, store, limits, models))
     # Gradio looks whether a file that a request names was uploaded only where this is set, and
     # sets it in launch() alone.  The gate looks, too.
     blocks.has_launched = True

@@ -152,6 +152,7 @@ def deblur_tab(page: Page) -> None:
                 ),
                 folder,
                 page.limits,
+                page.models,
             )
 
         pace = html.Pace()

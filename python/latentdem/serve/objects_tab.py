@@ -17,7 +17,9 @@ STEPS = (
     "cut out with an alpha channel.",
     "Press Reconstruct. It finds where each camera stood, and what the object looks like from "
     "other sides; this takes a minute or two.",
-    "The model saw coloured toys at 64 x 64 pixels: expect shapes and colours, no fine detail.",
+)
+PACKAGED = (
+    "The model saw coloured toys at 64 x 64 pixels: expect shapes and colours, no fine detail."
 )
 PHASES = {
     "poses": "Finding where the cameras stood",
@@ -29,6 +31,7 @@ PHASES = {
 
 def objects_tab(page: Page) -> None:
     """Build the tab, within its ``gr.Tab``."""
+    steps = STEPS if page.models.objects is not None else (*STEPS, PACKAGED)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
             views = gr.Gallery(
@@ -70,7 +73,7 @@ def objects_tab(page: Page) -> None:
                 stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="objects-cancel")
         with gr.Column(scale=6, min_width=300):
             status = gr.HTML(
-                html.welcome("How it goes", STEPS), padding=False, elem_id="objects-status"
+                html.welcome("How it goes", steps), padding=False, elem_id="objects-status"
             )
             # Path of the last mesh, "none" if it had none, None before the first result.
             surface = gr.State()
@@ -123,7 +126,7 @@ def objects_tab(page: Page) -> None:
                 rounds=whole(count, "rounds"),
                 seed=whole(start_number, "the seed") or 0,
             )
-            return tasks.reconstruct(asked, folder, page.limits)
+            return tasks.reconstruct(asked, folder, page.limits, page.models)
 
         pace = html.Pace()
         shown = False
@@ -192,7 +195,7 @@ def objects_tab(page: Page) -> None:
                 kept.append(picture["path"])
         if problems:
             return kept or None, "".join(html.note(line, "error") for line in problems)
-        return gr.skip(), html.welcome("How it goes", STEPS)
+        return gr.skip(), html.welcome("How it goes", steps)
 
     views.upload(check, views, [views, status], preprocess=False, **PRIVATE)
 

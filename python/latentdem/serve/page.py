@@ -14,6 +14,7 @@ import latentdem
 from latentdem.io import InputError
 from latentdem.serve.files import FORMATS, Store, check_picture
 from latentdem.serve.jobs import Job, Limits, Snapshot, Worker
+from latentdem.serve.models import Models
 
 EXAMPLES = Path(latentdem.__file__).parents[1] / "examples"
 """Photographs; in a checkout only."""
@@ -35,10 +36,14 @@ class Page:
         worker: that runs the jobs.
         store: for uploads and results.
         limits: of both.
+        models: what the jobs compute with; the packaged priors by default.
     """
 
-    def __init__(self, worker: Worker, store: Store, limits: Limits) -> None:
+    def __init__(
+        self, worker: Worker, store: Store, limits: Limits, models: Models | None = None
+    ) -> None:
         self.worker, self.store, self.limits = worker, store, limits
+        self.models = models or Models()
         self._jobs: dict[tuple[str, str], Job] = {}
         self._lock = threading.Lock()
 

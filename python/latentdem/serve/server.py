@@ -16,6 +16,7 @@ from latentdem.io import InputError
 from latentdem.serve.files import Store
 from latentdem.serve.gate import Gate, is_local
 from latentdem.serve.jobs import Limits, Worker
+from latentdem.serve.models import Models
 
 _ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -98,13 +99,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def open_server(limits: Limits, host: str = "127.0.0.1", port: int = 0) -> Iterator[Server]:
+def open_server(
+    limits: Limits, host: str = "127.0.0.1", port: int = 0, models: Models | None = None
+) -> Iterator[Server]:
     """A server for the page, with a private folder that is removed at the end.
 
     Args:
         limits: of uploads and requests.
         host: to listen on; by default only this machine reaches it.
         port: to listen on; 0: any free one.
+        models: what the page works with; the packaged priors by default.
 
     Raises:
         InputError: Gradio is not installed, or the port cannot be had.
@@ -131,7 +135,7 @@ def open_server(limits: Limits, host: str = "127.0.0.1", port: int = 0) -> Itera
         worker = Worker(limits.waiting)
         stack.callback(worker.close)
         address, number = bound.getsockname()[:2]
-        gate = Gate(build_app(worker, store, limits), store, local=is_local(host))
+        gate = Gate(build_app(worker, store, limits, models), store, local=is_local(host))
         config = uvicorn.Config(
             gate,
             log_level="critical",

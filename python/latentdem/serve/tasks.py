@@ -19,6 +19,7 @@ from latentdem.io import InputError, from_pil, kernel_picture, to_pil
 from latentdem.noise import coding_noise_std
 from latentdem.serve.files import check_picture, open_picture, zip_files
 from latentdem.serve.jobs import Job, Limits
+from latentdem.serve.models import Models
 
 SHOWN = 640
 """Longer side of the pictures that are shown while a run is going on."""
@@ -92,13 +93,16 @@ class DeblurAnswer:
     files: list[Path]
 
 
-def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Job], DeblurAnswer]:
+def deblur(
+    request: DeblurRequest, folder: Path, limits: Limits, models: Models | None = None
+) -> Callable[[Job], DeblurAnswer]:
     """Work for :meth:`latentdem.serve.jobs.Worker.submit`; results go to ``folder``.
 
     Raises:
         InputError: the photograph cannot be taken (at once, not in the worker).
     """
     check_picture(request.photo, limits)
+    options = (models or Models()).of_deblur()
 
     def work(job: Job) -> DeblurAnswer:
         photo = from_pil(open_picture(request.photo, limits))
@@ -128,6 +132,7 @@ def deblur(request: DeblurRequest, folder: Path, limits: Limits) -> Callable[[Jo
             seed=request.seed,
             assume_blurred=request.assume_blurred,
             progress=show,
+            **options,
         )
         job.check()
         result.report |= {"input": request.photo.name, "longer_side": request.side}
@@ -241,7 +246,7 @@ class ObjectsAnswer:
 
 
 def reconstruct(
-    request: ObjectsRequest, folder: Path, limits: Limits
+    request: ObjectsRequest, folder: Path, limits: Limits, models: Models | None = None
 ) -> Callable[[Job], ObjectsAnswer]:
     """Work for :meth:`latentdem.serve.jobs.Worker.submit`; results go to ``folder``.
 
@@ -257,6 +262,7 @@ def reconstruct(
         raise InputError(f"at most {MOST_VIEWS} pictures are taken, found {len(request.views)}")
     for view in request.views:
         check_picture(view, limits)
+    options = (models or Models()).of_reconstruct()
 
     def work(job: Job) -> ObjectsAnswer:
         result = latentdem.reconstruct(
@@ -265,6 +271,7 @@ def reconstruct(
             rounds=request.rounds,
             seed=request.seed,
             progress=lambda phase, share: job.report(ObjectsFrame(phase, share)),
+            **options,
         )
         result.save(folder)
         job.check()

@@ -1,0 +1,75 @@
+"""The priors that the page works with, loaded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from latentdem.em.options import placement
+from latentdem.priors import LatentPrior, load_prior
+from latentdem.priors.objects import ObjectsPrior, load_objects_prior
+
+
+@dataclass(frozen=True)
+class Models:
+    """What restores and reconstructs.
+
+    Args:
+        photographs: prior in its place and number format; None: the packaged one, on the CPU.
+        objects: the same of objects.
+    """
+
+    photographs: LatentPrior | None = None
+    objects: ObjectsPrior | None = None
+
+    @classmethod
+    def load(
+        cls,
+        photographs: str | None = None,
+        objects: str | None = None,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+    ) -> Models:
+        """Priors on a device, before the page is shown.
+
+        Args:
+            photographs: as :func:`latentdem.load_prior` takes it; None: the packaged one.
+            objects: as :func:`latentdem.priors.objects.load_objects_prior` takes it.
+            device: ``cpu``, ``cuda``, ``cuda:1`` ...
+            dtype: of the networks; None: float16 on CUDA, else as they are.
+
+        Raises:
+            FileNotFoundError: no such prior.
+            ValueError: it cannot be used, or not there.
+
+        >>> Models.load() == Models()
+        True
+        """
+        place, number_format = placement(device, dtype, torch.device("cpu"))
+        moved = place.type != "cpu" or number_format is not None
+        natural, three = None, None
+        if moved or photographs is not None:
+            natural = load_prior(photographs).to(place, number_format)
+        if moved or objects is not None:
+            three = load_objects_prior(objects).to(place, number_format)
+        return cls(natural, three)
+
+    def of_deblur(self) -> dict[str, Any]:
+        """Options of :func:`latentdem.deblur`, which computes where its prior is."""
+        return {} if self.photographs is None else {"prior": self.photographs}
+
+    def of_reconstruct(self) -> dict[str, Any]:
+        """Options of :func:`latentdem.reconstruct`."""
+        return {} if self.objects is None else {"prior": self.objects}
+
+    def described(self) -> str:
+        """One line for the page; empty where all is as packaged."""
+        known = {"photographs": self.photographs, "objects": self.objects}
+        return "; ".join(
+            f"{what}: {prior.name}, on {prior.device} in {str(prior.dtype).removeprefix('torch.')}"
+            for what, prior in known.items()
+            if prior is not None
+        )
