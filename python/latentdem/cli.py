@@ -12,9 +12,9 @@ import typer
 
 from latentdem.cli_common import (
     COMPILE_HELP,
-    DTYPE_HELP,
     QUALITY_HELP,
     DeviceOption,
+    DtypeOption,
     FastDecoderOption,
     GuidanceOption,
     NegativePromptOption,
@@ -134,7 +134,7 @@ def deblur(
     guidance: GuidanceOption = None,
     fast_decoder: FastDecoderOption = None,
     device: DeviceOption = "cpu",
-    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    dtype: DtypeOption = "auto",
     compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
     slicing: SlicingOption = False,
     tiling: TilingOption = False,
@@ -194,10 +194,11 @@ def deblur(
     If the result rings or the kernel touches its frame, raise `--kernel-size`. A photograph that
     looks sharp is left as it is (`--assume-blurred` deblurs it).
     """
-    from latentdem.devices import parse_dtype
+    import torch
+
     from latentdem.em import deblur as run
     from latentdem.em.models import ModelOptions
-    from latentdem.em.options import check_compile, check_device, solver_settings
+    from latentdem.em.options import check_compile, placement, solver_settings
     from latentdem.em.steps import StepReport
     from latentdem.io import InputError, check_writable, file_digest, to_batch
     from latentdem.priors import load_prior
@@ -208,8 +209,7 @@ def deblur(
         for path in inputs:  # all inputs are checked before the first minute is spent
             to_batch(path)
         check_writable(output)
-        check_device(device)
-        parse_dtype(dtype)
+        placement(device, dtype, torch.device("cpu"))
         check_compile(compile, method)
         solver_settings(method, steps, quality=quality)
         rows_columns = parse_grid(grid)
@@ -244,7 +244,7 @@ def deblur(
                 **asked,
             }
             # Results from before there were these stay what was asked for.
-            request |= {"dtype": dtype} if dtype is not None else {}
+            request |= {"dtype": dtype} if dtype != "auto" else {}
             request |= {"tiling": True} if tiling else {}
             request |= {"linear_light": True} if linear_light else {}
             request |= {"quality": quality} if quality != "standard" else {}

@@ -18,7 +18,7 @@ from rich.progress import (
 from latentdem.cli import app
 from latentdem.cli_common import (
     COMPILE_HELP,
-    DTYPE_HELP,
+    DtypeOption,
     FastDecoderOption,
     GuidanceOption,
     NegativePromptOption,
@@ -141,7 +141,7 @@ def batch(
     device: Annotated[
         str, typer.Option(help="**cpu**, **cuda**, or several: **cuda:0,cuda:1**, a worker each.")
     ] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    dtype: DtypeOption = "auto",
     compile: Annotated[str | None, typer.Option(help=COMPILE_HELP)] = None,
     slicing: SlicingOption = False,
     tiling: TilingOption = False,

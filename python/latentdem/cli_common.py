@@ -21,6 +21,13 @@ console = Console(stderr=True)
 
 QUALITY_HELP = "**standard**, or **fast**: in half the time, a little worse; of prox."
 DTYPE_HELP = "Of the networks: **fp16**, **bf16** or **fp32**. Default: fp16 on CUDA, else fp32."
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="Of the networks: **fp16**, **bf16**, **fp32**, or **auto**: fp16 on CUDA, bf16 on "
+        "processors that have instructions for it, else fp32."
+    ),
+]
 COMPILE_HELP = (
     "Compile the E-step into one graph: **default**, or with CUDA graphs **reduce-overhead** or "
     "**max-autotune**. The first image of a size waits for the compiler."

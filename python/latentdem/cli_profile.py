@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from latentdem.cli import app
-from latentdem.cli_common import DTYPE_HELP, QUALITY_HELP, DeviceOption, console
+from latentdem.cli_common import QUALITY_HELP, DeviceOption, DtypeOption, console
 from latentdem.cli_common import fail as _fail
 
 SHOWN = 12
@@ -29,7 +29,7 @@ def profile(
     ] = 4,
     quality: Annotated[str, typer.Option(help=QUALITY_HELP)] = "standard",
     device: DeviceOption = "cpu",
-    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    dtype: DtypeOption = "auto",
     prior: Annotated[Path | None, typer.Option(help="As in deblur.")] = None,
 ) -> None:
     """Deblur one photograph under torch's profiler: seconds by phase and by operator.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from latentdem.cli import app
-from latentdem.cli_common import DTYPE_HELP, DeviceOption, console
+from latentdem.cli_common import DeviceOption, DtypeOption, console
 from latentdem.cli_common import fail as _fail
 
 
@@ -37,7 +37,7 @@ def serve(
         typer.Option(help="Of objects, as in reconstruct."),
     ] = None,
     device: DeviceOption = "cpu",
-    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    dtype: DtypeOption = "auto",
     open_browser: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the page in the browser.")
     ] = False,

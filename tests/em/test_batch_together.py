@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -155,8 +156,9 @@ def test_what_a_worker_died_with_is_tried_alone(tmp_path, monkeypatch):
 def test_same_as_one_by_one(tmp_path):
     """Also by the command, which takes the number or ``auto``."""
     photos = make_folder(tmp_path / "photos", count=4, side=40)
-    one = run_batch([photos], tmp_path / "one", QUICK, threads=1)
-    several = run_batch([photos], tmp_path / "several", QUICK, threads=1, batch_size=4)
+    asked = replace(QUICK, dtype="fp32")
+    one = run_batch([photos], tmp_path / "one", asked, threads=1)
+    several = run_batch([photos], tmp_path / "several", asked, threads=1, batch_size=4)
     assert (one.done, several.done, several.failed) == (4, 4, 0)
     left, right = results(tmp_path / "one"), results(tmp_path / "several")
     assert left.keys() == right.keys()
@@ -173,7 +175,7 @@ def test_same_as_one_by_one(tmp_path):
         # So that a run goes on with another batch size.
         assert requests[0] == requests[1]
     command = ["batch", str(photos), "-o", str(tmp_path / "several"), "--kernel-size", "5",
-               "--steps", "1", "--threads", "1", "--batch-size"]  # fmt: skip
+               "--steps", "1", "--dtype", "fp32", "--threads", "1", "--batch-size"]  # fmt: skip
     found = CliRunner().invoke(app, [*command, "auto"])
     assert found.exit_code == 0 and "4 done (4 of them before)" in found.output
     found = CliRunner().invoke(app, [*command, "0"])

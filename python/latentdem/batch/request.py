@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import latentdem_ext as ext
 from latentdem.batch.inputs import SEEDS, Item
-from latentdem.devices import parse_dtype
+from latentdem.devices import AUTO, fastest_dtype, parse_dtype
 from latentdem.em.models import ModelOptions
 from latentdem.em.options import check_options, solver_settings
 from latentdem.io import InputError, file_digest
@@ -48,7 +50,8 @@ class Options:
         negative_prompt: None: the model's own default.
         guidance: None: 1, none.
         fast_decoder: folder or hub id; None: the prior's own.
-        dtype: of the networks; None: float16 on CUDA, else the prior's own.
+        dtype: of the networks; None: float16 on CUDA, else the prior's own.  ``auto``: see
+            :meth:`settled`.
 
     Raises:
         ValueError: an option that no image can be deblurred with.
@@ -79,7 +82,8 @@ class Options:
         size = 1 if self.kernel_size is None else self.kernel_size
         check_options(size, self.method, self.boundary, self.noise_std, self.tile)
         solver_settings(self.method, self.steps, quality=self.quality)
-        parse_dtype(self.dtype)
+        if self.dtype != AUTO:
+            parse_dtype(self.dtype)
         model = ModelOptions(self.blur, self.scale, self.grid, self.linear_light)
         model.check_method(self.method)
         if not -SEEDS <= self.seed < SEEDS:
@@ -92,6 +96,17 @@ class Options:
             )
         if self.guidance is not None:
             check_guidance(self.guidance)
+
+    def settled(self, device: str) -> Options:
+        """These options with ``auto`` decided, by the machine that asks and for all that compute.
+
+        On CPUs bfloat16 if this one has instructions for it; workers on other machines follow, so
+        that a picture does not depend on who restored it.
+        """
+        if self.dtype != AUTO:
+            return self
+        own = None if device.startswith("cuda") else fastest_dtype(torch.device("cpu"))
+        return replace(self, dtype=None if own is None else str(own).removeprefix("torch."))
 
     def prior_options(self) -> dict[str, Any]:
         """What :func:`latentdem.load_prior` is told beside the prior: what is not None."""

@@ -204,7 +204,7 @@ def run_batch(
     >>> run_batch(["photos"], "out", Options(kernel_size=25)).failed  # doctest: +SKIP
     0
     """
-    options = options or Options()
+    options = (options or Options()).settled(device)
     if share is not None and not 0 <= share[0] < share[1]:
         raise InputError(f"share must be r of R with 0 <= r < R, found {share[0]} of {share[1]}")
     folder, suffix = Path(output), "" if share is None else f"-{share[0]}"

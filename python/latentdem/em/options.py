@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 import latentdem_ext as ext
-from latentdem.devices import find_device, parse_dtype
+from latentdem.devices import AUTO, fastest_dtype, find_device, parse_dtype
 from latentdem.em.e_step import COMPILE_MODES
 from latentdem.em.settings import QUALITIES, PaperSettings, ProxSettings
 from latentdem.io import InputError
@@ -42,7 +42,8 @@ def placement(
 
     Args:
         device: what was asked for; None: where the ``prior`` is.
-        dtype: what was asked for; None: float16 on a GPU that was asked for, else as they are.
+        dtype: what was asked for; ``auto``: what is fastest there; None: float16 on a GPU that was
+            asked for, else as they are.
         prior: where the prior is.
 
     Raises:
@@ -52,6 +53,8 @@ def placement(
     (device(type='cpu'), torch.bfloat16)
     """
     place = prior if device is None else check_device(device)
+    if dtype == AUTO:
+        return place, fastest_dtype(place)
     found = parse_dtype(dtype)
     if found is None and device is not None and place.type == "cuda":
         found = torch.float16

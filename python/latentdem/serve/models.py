@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from latentdem.devices import AUTO
 from latentdem.em.options import placement
 from latentdem.priors import LatentPrior, load_prior
 from latentdem.priors.objects import ObjectsPrior, load_objects_prior
@@ -39,7 +40,8 @@ class Models:
             photographs: as :func:`latentdem.load_prior` takes it; None: the packaged one.
             objects: as :func:`latentdem.priors.objects.load_objects_prior` takes it.
             device: ``cpu``, ``cuda``, ``cuda:1`` ...
-            dtype: of the networks; None: float16 on CUDA, else as they are.
+            dtype: of the networks; None: float16 on CUDA, else as they are.  ``auto`` takes what
+                is fastest of photographs; poses are finer than bfloat16.
 
         Raises:
             FileNotFoundError: no such prior.
@@ -48,13 +50,15 @@ class Models:
         >>> Models.load() == Models()
         True
         """
-        place, number_format = placement(device, dtype, torch.device("cpu"))
-        moved = place.type != "cpu" or number_format is not None
-        natural, three = None, None
-        if moved or photographs is not None:
-            natural = load_prior(photographs).to(place, number_format)
-        if moved or objects is not None:
-            three = load_objects_prior(objects).to(place, number_format)
+        here = torch.device("cpu")
+        at, own = placement(device, dtype, here), (here, None)
+        natural = None
+        if photographs is not None or at != own:
+            natural = load_prior(photographs).to(*at)
+        at = placement(device, None if dtype == AUTO else dtype, here)
+        three = None
+        if objects is not None or at != own:
+            three = load_objects_prior(objects).to(*at)
         return cls(natural, three)
 
     def of_deblur(self) -> dict[str, Any]:
