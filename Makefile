@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-baselines evaluate-operators evaluate-priors evaluate-objects clean
+.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench bench-deblur build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-baselines evaluate-operators evaluate-priors evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -90,6 +90,10 @@ bench: build  ## Time the operators against plain torch
 	$(BIN)/python python/benchmarks/bench_scaling.py
 	$(BIN)/python python/benchmarks/bench_roofline.py
 	$(BIN)/python python/benchmarks/plots.py
+	$(BIN)/python python/benchmarks/tables.py
+
+bench-deblur: build  ## Time deblur by method and number format, pair by pair
+	$(BIN)/python python/benchmarks/bench_deblur.py
 	$(BIN)/python python/benchmarks/tables.py
 
 cuda-report: build  ## Registers, occupancy and roofline of the CUDA kernels; needs nvcc, no GPU

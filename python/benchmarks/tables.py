@@ -71,6 +71,26 @@ def variants_table() -> str:
     return "\n".join(lines)
 
 
+def deblur_table() -> str:
+    """Seconds and quality by method, quality and number format, on the same pairs in turn."""
+    document = _load("deblur")
+    if document is None:
+        return "Not measured yet: `python python/benchmarks/bench_deblur.py`."
+    lines = [
+        f"| {len(document['pairs'])} pairs | networks in | s / image | time to the first row's "
+        "| restored |",
+        "|---|---|---|---|---|",
+    ]
+    for row, s in document["summary"].items():
+        method, _, number_format = row.rpartition(", ")
+        name, comma, rest = method.partition(",")
+        lines.append(
+            f"| `{name}`{comma}{rest} | {number_format} | {s['seconds']:.1f} | {s['ratio']:.2f}x "
+            f"| {s['psnr']:.2f} dB |"
+        )
+    return "\n".join(lines)
+
+
 def _speed_rows(folder: str, digits: int) -> list[str]:
     lines = ["| operator | case | native | baselines |", "|---|---|---|---|"]
     for name in ("blur", "deconv", "kernel_map", "volume_render"):
@@ -391,6 +411,7 @@ DOCUMENTS = {
     ROOT / "README.md": {
         "quality": quality_table,
         "variants": variants_table,
+        "deblur": deblur_table,
         "speed": speed_table,
         "gpu_speed": gpu_speed_table,
     },
