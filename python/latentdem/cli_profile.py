@@ -36,7 +36,7 @@ def profile(
 
     Writes **trace.json** (open it in ui.perfetto.dev or TensorBoard), **operators.txt**,
     **phases.png** and **report.json**. The search for the first kernel is timed, not recorded.
-    GB/s counts what an operator is given, each tensor once: it moves at least so much.
+    GB/s counts what an operator is given, each tensor once; its results come on top.
 
     `latentdem profile photo.jpg -o out/profile`
     """

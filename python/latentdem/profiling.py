@@ -26,8 +26,9 @@ def profile_deblurring(image: ImageLike, folder: Path, **options: Any) -> dict[s
     ``trace.json`` opens in ui.perfetto.dev and in TensorBoard; ``operators.txt`` is torch's table,
     ``phases.png`` a picture, ``report.json`` the figures returned: seconds and share of each phase,
     milliseconds, calls, GFLOP/s (of convolutions and matrix products) and GB/s of each operator.
-    GB/s counts the tensors that an operator was given, each once, over its own time: it moves at
-    least so much.  One that spends its time in others has none.
+    GB/s counts the tensors that an operator was given, each once (an expanded one as if it were
+    whole), over its own time: results and second readings come on top.  One that spends its time in
+    others has none.
     The first step, which pays for what is set up once, counts like the others.  Times are a little
     longer than without a profiler.  The search for the first kernel, of too many operators to keep,
     has its time among the phases but is neither in the trace nor among the operators.
@@ -107,7 +108,7 @@ def bytes_given(events: Iterable[Any]) -> Counter[str]:
     """
     total: Counter[str] = Counter()
     for event in events:
-        for shape, kind in zip(event.input_shapes, event.input_dtypes or ()):
+        for shape, kind in zip(event.input_shapes, getattr(event, "input_dtypes", None) or ()):
             # Single numbers are no traffic; lists of tensors have no shapes here.
             if shape and kind in _ITEM_BYTES:
                 total[event.name] += math.prod(shape) * _ITEM_BYTES[kind]
