@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--noise-std", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--prior")
+    parser.add_argument("--dtype", default="auto", help="fp16, bf16 or fp32; the same on all hosts")
     parser.add_argument("--assume-blurred", action="store_true", help="sharp photographs, too")
     arguments = parser.parse_args()
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -46,6 +47,7 @@ def main() -> None:
             noise_std=arguments.noise_std,
             steps=arguments.steps,
             prior=arguments.prior,
+            dtype=arguments.dtype,
         ),
         device=f"cuda:{local}" if cuda else "cpu",
         threads=max(1, cores // max(1, beside)),
