@@ -75,7 +75,7 @@ def summarize(pairs: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
 def main() -> None:
     """Measure all rows on ``--pairs`` photographs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=4, help="photographs, at most 8")
+    parser.add_argument("--pairs", type=int, default=3, help="photographs, at most 8")
     parser.add_argument("--output", type=Path, default=RESULTS / "deblur.json")
     arguments = parser.parse_args()
     setup = {"priors": prior_digests(), "versions": versions(), "rows": list(ROWS)}

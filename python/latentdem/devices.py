@@ -63,6 +63,15 @@ def parse_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As reports and requests have it.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
 def find_device(name: torch.device | str, purpose: str) -> torch.device:
     """The device called ``name``.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from latentdem.devices import dtype_name
 from latentdem.em.options import placement
 from latentdem.priors import LatentPrior, load_prior
 from latentdem.priors.packaged import prior_digests
@@ -63,7 +64,7 @@ class ModelUnderTest:
             "priors": prior_digests(),
             "prior": {"name": self.prior.name, "sha256": self.prior.digests()},
             "device": device_name(self.prior.device),
-            "dtype": str(self.prior.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.prior.dtype),
         }
 
 

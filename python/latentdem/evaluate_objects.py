@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from latentdem.devices import dtype_name
 from latentdem.em.driver import versions
 from latentdem.em.options import placement
 from latentdem.evaluate_model import device_name
@@ -342,7 +343,8 @@ def run_objects_suite(
     # Results from before there were these stay what was asked for.
     if (device, dtype) != ("cpu", None):
         place, number_format = placement(device, dtype, torch.device("cpu"))
-        setup |= {"device": device_name(place), "dtype": str(number_format)}
+        setup |= {"device": device_name(place)}
+        setup |= {} if number_format is None else {"dtype": dtype_name(number_format)}
     stored = stored_results(output, setup)
     records: list[dict[str, Any]] = [] if stored is None else stored["rows"]
     if methods is None:

@@ -12,7 +12,7 @@ import torch
 
 import latentdem_ext as ext
 from latentdem.batch.inputs import SEEDS, Item
-from latentdem.devices import AUTO, fastest_dtype, parse_dtype
+from latentdem.devices import AUTO, dtype_name, fastest_dtype, parse_dtype
 from latentdem.em.models import ModelOptions
 from latentdem.em.options import check_options, solver_settings
 from latentdem.io import InputError, file_digest
@@ -106,7 +106,7 @@ class Options:
         if self.dtype != AUTO:
             return self
         own = None if device.startswith("cuda") else fastest_dtype(torch.device("cpu"))
-        return replace(self, dtype=None if own is None else str(own).removeprefix("torch."))
+        return replace(self, dtype=None if own is None else dtype_name(own))
 
     def prior_options(self) -> dict[str, Any]:
         """What :func:`latentdem.load_prior` is told beside the prior: what is not None."""

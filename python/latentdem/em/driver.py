@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import latentdem_ext as ext
+from latentdem.devices import dtype_name
 from latentdem.em.memory import memory_kind
 from latentdem.em.models import ModelOptions
 from latentdem.em.options import (
@@ -125,7 +126,7 @@ def deblur(
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1`` ...; by default where the prior is
             (the packaged one: on the CPU).  The result is on the CPU.
         dtype: of the networks, ``fp16``, ``bf16`` or ``fp32`` (or torch's own); by default float16
-            on CUDA and the prior's own elsewhere.  ``auto``, the default of the commands, takes
+            on CUDA and the prior's own elsewhere.  ``auto``, the commands' default, takes
             bfloat16 on processors that have instructions for it: half the networks' time there.
             Data term and kernel are float32.
         compile: compile the E-step into one graph, in a mode of :func:`torch.compile`: ``default``,
@@ -335,7 +336,7 @@ def deblur(
             "settings": asdict(options),
             "prior": used.name,
             "device": str(place),
-            "dtype": str(used.dtype).removeprefix("torch."),
+            "dtype": dtype_name(used.dtype),
             "image_size": [height, width],
             "peak_memory_bytes": [state.peak_memory_bytes for state in states],
             "peak_memory_kind": memory_kind(place),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem.devices import dtype_name
 from latentdem.em.denoising_score import DenoisingScore
 from latentdem.em.driver import versions
 from latentdem.em.novel_views import ring_poses, sample_views
@@ -251,7 +252,7 @@ def reconstruct(
             "settings": asdict(options),
             "prior": used.name,
             "device": str(place),
-            "dtype": str(used.dtype).removeprefix("torch."),
+            "dtype": dtype_name(used.dtype),
             "views": loaded.names,
             "poses": current.tolist(),
             "uncertainty": None if estimate is None else estimate.uncertainty.tolist(),

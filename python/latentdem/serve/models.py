@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from latentdem.devices import AUTO
+from latentdem.devices import AUTO, dtype_name
 from latentdem.em.options import placement
 from latentdem.priors import LatentPrior, load_prior
 from latentdem.priors.objects import ObjectsPrior, load_objects_prior
@@ -73,7 +73,7 @@ class Models:
         """One line for the page; empty where all is as packaged."""
         known = {"photographs": self.photographs, "objects": self.objects}
         return "; ".join(
-            f"{what}: {prior.name}, on {prior.device} in {str(prior.dtype).removeprefix('torch.')}"
+            f"{what}: {prior.name}, on {prior.device} in {dtype_name(prior.dtype)}"
             for what, prior in known.items()
             if prior is not None
         )
