@@ -66,9 +66,12 @@ def serve(
             waiting=max_waiting,
             keep_minutes=keep_minutes,
         )
-        if prior is not None or objects_prior is not None:
-            console.print("loading the priors")
-        models = Models.load(prior, objects_prior, device=device, dtype=dtype)
+
+        def models() -> Models:
+            if prior is not None or objects_prior is not None:
+                console.print("loading the priors")
+            return Models.load(prior, objects_prior, device=device, dtype=dtype)
+
         with open_server(limits, host, port, models) as server:
             if not is_local(host):
                 console.print(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from em.device_stand_in import stand_in_device
 
 from latentdem.io import to_pil
 from latentdem.serve.jobs import Worker
@@ -21,6 +22,14 @@ def nothing_is_sharp(request, monkeypatch):
     """Random pictures look sharp; but for the tests of just that, they are deblurred."""
     if request.module.__name__.rpartition(".")[2] != "test_sharpness":
         monkeypatch.setattr("latentdem.em.sharp.SHARP_LOG_ODDS", float("inf"))
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A stand-in for a second device, which the check of devices lets pass."""
+    monkeypatch.setattr("latentdem.em.options.check_device", torch.device)
+    with stand_in_device() as device:
+        yield device
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def main(log):
     prior, _ = exact_prior()
     latentdem.reconstruct = partial(latentdem.reconstruct, prior=prior, settings=QUICK)
     limits = Limits(megapixels=0.01, megabytes=0.1, seconds=60, waiting=1)
-    with open_server(limits, models=Models(photographs=load_prior())) as server:
+    with open_server(limits, models=lambda: Models(photographs=load_prior())) as server:
         print(json.dumps({"url": server.url, "root": str(server.store.root)}), flush=True)
         server.run()
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from em.device_stand_in import stand_in_device
 from em.diffusers_stand_in import save_stable_diffusion, save_xl, tiny_autoencoder
 from em.test_zero123 import Parts
 from typer.testing import CliRunner
@@ -12,7 +11,6 @@ from typer.testing import CliRunner
 import latentdem
 import latentdem_ext as ext
 from latentdem.cli import app
-from latentdem.em import options
 from latentdem.em.reconstruct_settings import PoseSettings, ReconstructSettings, SamplerSettings
 from latentdem.em.settings import PaperSettings, ProxSettings
 from latentdem.evaluate import photograph_crop
@@ -34,14 +32,6 @@ COARSE = ReconstructSettings(
 )
 VIEWS = [EXAMPLES / "object_front.png", EXAMPLES / "object_side.png"]
 KERNEL = random_motion_kernel(7, seed=3)
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """The stand-in, which the check of devices lets pass."""
-    monkeypatch.setattr(options, "check_device", torch.device)
-    with stand_in_device() as device:
-        yield device
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from em.device_stand_in import stand_in_device
 from em.diffusers_stand_in import save_stable_diffusion
 from em.test_evaluate_object_methods import QUICK
 from rich.console import Console
@@ -12,7 +11,6 @@ from typer.testing import CliRunner
 
 from latentdem import evaluate
 from latentdem.cli import app
-from latentdem.em import options
 from latentdem.evaluate import run_suite
 from latentdem.evaluate_model import ModelUnderTest
 from latentdem.evaluate_object_methods import Case, build_methods
@@ -23,13 +21,6 @@ SUITE = {
     "images": 1, "kernels": 1, "kernel_size": 5, "noise_std": 0.01, "method": "prox", "steps": 1,
     "pictures": None, "console": Console(quiet=True),
 }  # fmt: skip
-
-
-@pytest.fixture
-def device(monkeypatch):
-    monkeypatch.setattr(options, "check_device", torch.device)
-    with stand_in_device() as device:
-        yield device
 
 
 def test_the_packaged_prior_needs_no_more_words():
@@ -54,6 +45,7 @@ def test_the_command_measures_a_prior_of_ones_own(tmp_path):
     command += ["-o", str(output), "--kernel-size", "5", "--steps", "1", "--noise-std", "0.01"]
     result = CliRunner().invoke(app, [*command, "--prior", str(prior)])
     assert result.exit_code == 0, result.output
+    assert "1/1" in result.output
     setup = json.loads(output.read_text())["setup"]
     assert setup["prior"]["name"] == "pipeline (StableDiffusionPipeline)"
     assert (setup["device"], setup["dtype"]) == ("cpu", "float32")

@@ -242,6 +242,8 @@ def test_a_port_that_is_taken():
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         found = run("--port", port)
+        early = run("--port", port, "--prior", "no/such/prior.safetensors")
+    assert early.output == found.output  # before weights are read
     assert found.exit_code == 1
     assert f"cannot listen on 127.0.0.1, port {port}" in found.output and "--port" in found.output
     assert len(found.output.strip().splitlines()) == 1

@@ -155,6 +155,7 @@ def test_jobs_compute_with_the_priors_of_the_server(worker, photo, tmp_path, mon
     assert Models.load() == Models() and Models().described() == ""
     models = Models.load(dtype="bf16")
     assert models.photographs.dtype == models.objects.dtype == torch.bfloat16
+    assert models.packaged_objects
     first, second = models.described().split("; ")
     assert first == f"photographs: {load_prior().name}, on cpu in bfloat16"
     assert second.startswith("objects: ") and second.endswith(" in bfloat16")

@@ -20,10 +20,12 @@ class Models:
     Args:
         photographs: prior in its place and number format; None: the packaged one, on the CPU.
         objects: the same of objects.
+        packaged_objects: whether that is the packaged one, wherever it computes.
     """
 
     photographs: LatentPrior | None = None
     objects: ObjectsPrior | None = None
+    packaged_objects: bool = True
 
     @classmethod
     def load(
@@ -59,7 +61,7 @@ class Models:
         three = None
         if objects is not None or at != own:
             three = load_objects_prior(objects).to(*at)
-        return cls(natural, three)
+        return cls(natural, three, packaged_objects=objects is None)
 
     def of_deblur(self) -> dict[str, Any]:
         """Options of :func:`latentdem.deblur`, which computes where its prior is."""

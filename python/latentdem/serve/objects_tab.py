@@ -31,7 +31,7 @@ PHASES = {
 
 def objects_tab(page: Page) -> None:
     """Build the tab, within its ``gr.Tab``."""
-    steps = STEPS if page.models.objects is not None else (*STEPS, PACKAGED)
+    steps = (*STEPS, PACKAGED) if page.models.packaged_objects else STEPS
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
             views = gr.Gallery(

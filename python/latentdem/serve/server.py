@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def open_server(
-    limits: Limits, host: str = "127.0.0.1", port: int = 0, models: Models | None = None
+    limits: Limits,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    models: Callable[[], Models] = Models,
 ) -> Iterator[Server]:
     """A server for the page, with a private folder that is removed at the end.
 
@@ -108,10 +111,13 @@ def open_server(
         limits: of uploads and requests.
         host: to listen on; by default only this machine reaches it.
         port: to listen on; 0: any free one.
-        models: what the page works with; the packaged priors by default.
+        models: makes what the page works with, by default of the packaged priors; called when the
+            port is ours, so that one that is taken is said before weights are read.
 
     Raises:
         InputError: Gradio is not installed, or the port cannot be had.
+        FileNotFoundError: of ``models``.
+        ValueError: of ``models``.
 
     >>> with open_server(Limits(), port=7860) as server:  # doctest: +SKIP
     ...     server.run()
@@ -135,7 +141,7 @@ def open_server(
         worker = Worker(limits.waiting)
         stack.callback(worker.close)
         address, number = bound.getsockname()[:2]
-        gate = Gate(build_app(worker, store, limits, models), store, local=is_local(host))
+        gate = Gate(build_app(worker, store, limits, models()), store, local=is_local(host))
         config = uvicorn.Config(
             gate,
             log_level="critical",
