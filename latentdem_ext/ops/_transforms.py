@@ -38,8 +38,9 @@ def differentiable(
 
 def call(operator: Any, *inputs: Any) -> Any:
     """``operator(*inputs)``, differentiable also inside ``torch.func`` transforms."""
-    # Compiled graphs take the operator itself.
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+    # Graphs that Dynamo writes take the operator itself; a backward that is traced afterwards runs
+    # here as it would without a compiler.
+    if not torch.compiler.is_dynamo_compiling() and torch._C._functorch.peek_interpreter_stack():
         return _functions[operator].apply(*inputs)
     return operator(*inputs)
 

@@ -118,7 +118,8 @@ def blur_gradients(
         ``loss [B]``, ``grad_image [B,C,H,W]`` and ``grad_kernel`` in the kernel's shape (the
         gradients of ``loss.sum()``).
     """
-    return _ops.blur_gradients.default(image, kernel, observation, mask, boundary)
+    tensors = (None if t is None else t.detach() for t in (image, kernel, observation, mask))
+    return _ops.blur_gradients.default(*tensors, boundary)
 
 
 # Fake kernels ---------------------------------------------------------------------------

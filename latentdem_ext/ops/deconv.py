@@ -229,12 +229,18 @@ def _wiener_differentiable(
     """The same gradients through the reference, so that they have gradients themselves."""
     from latentdem_ext.reference.deconv import wiener_deconv2d as reference
 
-    inputs, mask = tensors[:4], tensors[4]
-    tracked = [t if need else t.detach() for t, need in zip(inputs, needs, strict=True)]
-    wanted = [t for t, need in zip(tracked, needs, strict=True) if need]
-    with torch.enable_grad():
-        output = reference(*tracked, mask=mask, passes=passes)
-        found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    inputs, mask = list(tensors[:4]), tensors[4]
+    wanted = [i for i, need in enumerate(needs) if need]
+
+    def again(*changed: Tensor) -> Tensor:
+        given = [t.detach() for t in inputs]
+        for i, tensor in zip(wanted, changed, strict=True):
+            given[i] = tensor
+        return reference(*given, mask=mask, passes=passes)
+
+    # Of this step alone: where the kernel was made from the image, torch.autograd.grad would add
+    # what the image does through it, which autograd adds by itself.
+    found = iter(torch.func.vjp(again, *(inputs[i] for i in wanted))[1](grad))
     return [next(found) if need else None for need in needs]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdem_ext.ops import _kernel_map_derivatives as derivatives
 from latentdem_ext.ops._transforms import call, differentiable
 
 _ops = torch.ops.latentdem
@@ -72,7 +73,10 @@ def kernel_map_update(
 
     Returns:
         ``[B,1,kh,kw]``, non-negative, summing to one.  Channels are pooled into one system;
-        batch mates do not influence each other.  Not differentiable.
+        batch mates do not influence each other.  Differentiable in the four tensors: each least
+        squares where it solves its equations (see :func:`kernel_map_solve`), so with
+        ``support_exact`` as well as ``solver_steps`` reach that, and the same with a denoiser
+        that is differentiable.
 
     Raises:
         ValueError: shapes that disagree, kernel larger than the image, a parameter out of its
@@ -89,7 +93,8 @@ def kernel_map_update(
     True
     """
     if not callable(prior):
-        return _ops.kernel_map_update.default(
+        return call(
+            _ops.kernel_map_update.default,
             image,
             observation,
             kernel,
@@ -108,14 +113,16 @@ def kernel_map_update(
     if iterations <= 0:
         raise ValueError(f"iterations must be positive, found {iterations}")
     strength = (regularization / penalty) ** 0.5
-    estimate = split = kernel
     if not support_exact:
-        for _ in range(iterations):
-            estimate = _ops.kernel_map_update.default(
+        estimate = split = kernel
+        for done in range(iterations):
+            if done:
+                split = prior(estimate, strength)
+            estimate = call(
+                _ops.kernel_map_update.default,
                 image, observation, split, window, noise_std, penalty, 0.0, 1, "none", domain,
                 False, image_variance, solver_steps, None,
             )  # fmt: skip
-            split = prior(estimate, strength)
         return estimate
     lags, rhs = kernel_map_statistics(
         image,
@@ -126,15 +133,15 @@ def kernel_map_update(
         image_variance=image_variance,
         prepared=prepared,
     )
-    alpha = noise_std**2 * penalty
-    for _ in range(iterations):
-        solution = kernel_map_solve(
-            lags, rhs, split[:, 0], estimate[:, 0], alpha=alpha, steps=solver_steps
-        )[:, None].clamp_min(0)
-        total = solution.sum((-2, -1), keepdim=True)
-        estimate = torch.where(total == 0, split, solution / total)
-        split = prior(estimate, strength)
-    return estimate
+    return derivatives.alternate(
+        lags,
+        rhs,
+        kernel,
+        lambda estimate: prior(estimate, strength),
+        alpha=noise_std**2 * penalty,
+        iterations=iterations,
+        steps=solver_steps,
+    )
 
 
 def kernel_map_statistics(
@@ -152,10 +159,17 @@ def kernel_map_statistics(
     Returns:
         Autocorrelation lags ``[B,2kh-1,2kw-1]`` (lag zero in the middle, the expected power of
         ``image_variance`` included) and cross-correlation ``[B,kh,kw]``; arguments as in
-        :func:`kernel_map_update`.
+        :func:`kernel_map_update`.  Differentiable in image, observation and window, twice.
     """
-    return _ops.kernel_map_statistics.default(
-        image, observation, window, list(kernel_size), domain, image_variance, prepared
+    return call(
+        _ops.kernel_map_statistics.default,
+        image,
+        observation,
+        window,
+        list(kernel_size),
+        domain,
+        image_variance,
+        prepared,
     )
 
 
@@ -176,7 +190,8 @@ def kernel_map_prepare(
 
     Returns:
         An opaque tensor for the argument ``prepared``, about twice the size of the observation's
-        fields; empty on the CPU where the observation is periodic and its sides are no good
+        fields, and for derivatives a constant: they go through the observation, which is given
+        with it; empty on the CPU where the observation is periodic and its sides are no good
         transform sizes.
 
     >>> import torch, latentdem_ext as ext
@@ -187,7 +202,8 @@ def kernel_map_prepare(
     >>> torch.allclose(rhs, ext.kernel_map_statistics(x, y, (9, 9), **options)[1], rtol=1e-4)
     True
     """
-    return _ops.kernel_map_prepare.default(observation, window, list(kernel_size), domain)
+    window = None if window is None else window.detach()
+    return _ops.kernel_map_prepare.default(observation.detach(), window, list(kernel_size), domain)
 
 
 def kernel_map_solve(
@@ -210,10 +226,28 @@ def kernel_map_solve(
         steps: conjugate gradient steps.
 
     Returns:
-        ``[B,kh,kw]``; may be negative.
+        ``[B,kh,kw]``; may be negative.  Differentiable twice in the first three, as the exact
+        solution, on which the start has no say; the derivative takes as many steps of its own, and
+        of either too few make it an approximation.
+
+    A kernel network can be trained through it:
+
+    >>> import torch, latentdem_ext as ext
+    >>> x = torch.rand(1, 1, 24, 24, requires_grad=True)
+    >>> lags, rhs = ext.kernel_map_statistics(x, torch.rand(1, 1, 24, 24), (5, 5))
+    >>> zero = torch.zeros(1, 5, 5)
+    >>> ext.kernel_map_solve(lags, rhs, zero, zero, alpha=1.0, steps=25).square().sum().backward()
+    >>> x.grad.shape
+    torch.Size([1, 1, 24, 24])
     """
-    return _ops.kernel_map_solve.default(
-        autocorrelation, crosscorrelation, target, start, alpha, steps
+    return call(
+        _ops.kernel_map_solve.default,
+        autocorrelation,
+        crosscorrelation,
+        target,
+        start,
+        alpha,
+        steps,
     )
 
 
@@ -322,5 +356,6 @@ def _recenter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return pull_back(grad)[0], None
 
 
+derivatives.register()
 differentiable("project_simplex", _simplex_backward, _simplex_setup)
 differentiable("recenter_kernel", _recenter_backward, _recenter_setup)

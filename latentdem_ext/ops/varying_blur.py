@@ -100,8 +100,9 @@ def varying_blur_gradients(
         ``loss [B]``, ``grad_image [B,C,H,W]`` and ``grad_kernels`` in the shape of ``kernels``
         (the gradients of ``loss.sum()``).
     """
+    tensors = (image, _batched(kernels), weights, observation, mask)
     loss, grad_image, grad_kernels = _ops.varying_blur_gradients.default(
-        image, _batched(kernels), weights, observation, mask, boundary
+        *(None if t is None else t.detach() for t in tensors), boundary
     )
     return loss, grad_image, grad_kernels.reshape(kernels.shape)
 

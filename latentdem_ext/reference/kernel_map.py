@@ -130,7 +130,8 @@ def _grid_size(n: int) -> int:
 def _normalize(kernel: Tensor, fallback: Tensor) -> Tensor:
     positive = kernel.clamp_min(0)
     total = positive.sum((-2, -1), keepdim=True)
-    return torch.where(total == 0, fallback, positive / total)
+    nothing = total == 0
+    return torch.where(nothing, fallback, positive / torch.where(nothing, 1.0, total))
 
 
 def _prior_step(kernel: Tensor, prior: str | KernelDenoiser, weight: float, beta: float) -> Tensor:

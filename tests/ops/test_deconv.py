@@ -121,6 +121,23 @@ def test_wiener_gradcheck_twice(sample, kind, masked):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
+def test_a_kernel_made_from_the_image_is_counted_once():
+    """Under torch.func, and with create_graph, where the derivative is taken through torch."""
+    image, kernel, observation, _ = SPECTRAL[0].tensors("circular", torch.float64)
+
+    def loss(x, y, of=ext):
+        # Small, positive, and the image's own.
+        taps = kernel + 0.01 * x[..., : kernel.shape[-2], : kernel.shape[-1]].sigmoid().mean()
+        return of.wiener_deconv2d(x, y, taps, 0.1).square().sum()
+
+    inputs = (image.requires_grad_(), observation.requires_grad_())
+    plain = torch.autograd.grad(loss(*inputs, of=reference), inputs)
+    graph = torch.autograd.grad(loss(*inputs), inputs, create_graph=True)
+    func = torch.func.grad(loss, argnums=(0, 1))(image.detach(), observation.detach())
+    for found in (torch.autograd.grad(loss(*inputs), inputs), graph, func):
+        torch.testing.assert_close(tuple(found), plain)
+
+
 @pytest.mark.parametrize("wanted", ["image_hat", "observation", "kernel", "ratio"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_each_wiener_gradient_alone(wanted, masked):

@@ -31,6 +31,19 @@ def test_func_grad_is_backward(argument):
     torch.testing.assert_close(found, expected)
 
 
+def test_gradients_without_a_graph_say_so():
+    image, kernel, observation = (t.requires_grad_() for t in scene())
+    windows = ext.blend_windows(12, 10, 2, 2, 3).double()
+    kernels = kernel.expand(2, 4, 4, 3)
+    for found in (
+        ext.blur_gradients(image, kernel, observation),
+        ext.varying_blur_gradients(image, kernels, windows, observation),
+    ):
+        assert not any(t.requires_grad for t in found)
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            found[0].sum().backward()
+
+
 def test_func_hessian_vector_product():
     image, kernel, observation = scene(1, 1)
 
