@@ -13,7 +13,7 @@ BIN_CUDA := $(VENV_CUDA)/bin
 CXX_FILES = $$(find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench bench-deblur build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-baselines evaluate-operators evaluate-priors evaluate-objects clean
+.PHONY: help demo demo-objects test lint format docs dist torch-pin sanitize fuzz bench bench-deblur build cuda-build cuda-report gpu-check gpu-tables evaluate evaluate-baselines evaluate-operators evaluate-conditions evaluate-priors evaluate-objects clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -127,6 +127,14 @@ evaluate-baselines: build  ## Measure other methods beside ours on unseen photog
 evaluate-operators: build  ## Measure every forward model of deblur on unseen photographs
 	$(BIN)/latentdem evaluate --suite operators -o python/benchmarks/results/quality_operators.json \
 	  --images 4 --pictures out/operators
+	$(BIN)/python python/benchmarks/tables.py
+
+# Two photographs under one kernel in each of 42 conditions: 40 minutes on two cores.
+CONDITIONS_FLAGS ?= --images 2 --kernels 1
+evaluate-conditions: build  ## Measure deblurring over kernel sizes, noise, boundaries and wrong settings
+	for suite in synthetic misspecified; do \
+	  $(BIN)/latentdem evaluate --suite $$suite -o python/benchmarks/results/quality_$$suite.json \
+	    --pictures out/$$suite $(CONDITIONS_FLAGS) || exit 1; done
 	$(BIN)/python python/benchmarks/tables.py
 
 evaluate-priors: build  ## Measure the priors of deblurring by themselves

@@ -359,6 +359,55 @@ def operators_table() -> str:
     return "\n".join(lines)
 
 
+def synthetic_table() -> str:
+    """Over kernel sizes, noise and boundaries: rows of a size and boundary, columns of noise."""
+    document = _load("quality_synthetic")
+    if document is None:
+        return "Not measured yet: `make evaluate-conditions`."
+    cells: dict[str, dict[float, str]] = {}
+    for name, row in document["summary"].items():
+        told = next(r for r in document["rows"] if r["condition"] == name)
+        label = f"{told['kernel_size']} px, {told['boundary']}"
+        gap = row["psnr_blind"] - row["psnr_true_kernel"]
+        cells.setdefault(label, {})[told["noise_std"]] = (
+            f"{row['psnr_input']:.1f} → {row['psnr_blind']:.1f} dB ({gap:+.1f}), {row['mnc']:.2f}"
+        )
+    noises = sorted({noise for row in cells.values() for noise in row})
+    pairs = min(row["pairs"] for row in document["summary"].values())
+    lines = [
+        f"| {pairs} pairs each | " + " | ".join(f"noise {noise:g}" for noise in noises) + " |",
+        "|---" * (1 + len(noises)) + "|",
+    ]
+    for label, row in cells.items():
+        lines.append(f"| {label} | " + " | ".join(row.get(noise, "") for noise in noises) + " |")
+    return "\n".join(lines)
+
+
+def misspecified_table() -> str:
+    """What it costs to be told a wrong kernel size or noise."""
+    document = _load("quality_misspecified")
+    if document is None:
+        return "Not measured yet: `make evaluate-conditions`."
+    lines = ["| told | pairs | input | restored | MNC | s |", "|---" * 6 + "|"]
+    for name, row in document["summary"].items():
+        lines.append(
+            f"| {_what_was_told(document, name)} | {row['pairs']} | {row['psnr_input']:.2f} dB "
+            f"| {row['psnr_blind']:.2f} dB | {row['mnc']:.3f} | {row['seconds_median']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _what_was_told(document: dict[str, Any], name: str) -> str:
+    row = next(r for r in document["rows"] if r["condition"] == name)
+    if row["told_noise"] is None:
+        return "nothing of the noise"
+    if row["told_size"] != row["kernel_size"]:
+        return f"{row['told_size']} px"
+    if row["told_noise"] != row["noise_std"]:
+        return f"noise {row['told_noise']:g}"
+    return "the truth"
+
+
 def batch_table() -> str:
     """Throughput of ``latentdem batch``, and where an image's milliseconds go."""
     document = _load("batch")
