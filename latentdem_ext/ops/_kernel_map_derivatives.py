@@ -14,7 +14,7 @@ can be differentiated again and runs on any device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -52,6 +52,14 @@ def _transfer(lags: Tensor, centre: tuple[int, int], grid: tuple[int, int]) -> T
     return torch.fft.rfft2(folded[..., :m] + folded[..., m:])[:, None]
 
 
+def _zeros(tensors: Iterable[Tensor | None], needs: Iterable[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of nothing: transforms take no empty batch."""
+    return tuple(
+        torch.zeros_like(t) if need and t is not None else None
+        for t, need in zip(tensors, needs, strict=True)
+    )
+
+
 def _statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     image, observation, window, size, ctx.domain, ctx.variance, _ = inputs
     ctx.kernel_size = (size[0], size[1])
@@ -60,6 +68,8 @@ def _statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 
 def _statistics_backward(ctx: Any, grad_lags: Tensor, grad_cross: Tensor) -> tuple[Any, ...]:
     image, observation, window = ctx.saved_tensors
+    if image.numel() == 0:
+        return *_zeros(ctx.saved_tensors, ctx.needs_input_grad[:3]), None, None, None, None
     dtype, (kh, kw), domain = grad_lags.dtype, ctx.kernel_size, ctx.domain
     weight = None if window is None else window.to(dtype)
     x, y = (_lines(t.to(dtype), domain) for t in (image, observation))
@@ -102,6 +112,8 @@ def _solve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _solve_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     lags, solution = ctx.saved_tensors
+    if solution.numel() == 0:
+        return *_zeros((lags, solution, solution), ctx.needs_input_grad[:3]), None, None, None
     zero = torch.zeros_like(grad)
     w = call(_ops.kernel_map_solve.default, lags, grad, zero, zero, ctx.alpha, ctx.steps)
     need_lags, need_cross, need_target = ctx.needs_input_grad[:3]
@@ -173,6 +185,8 @@ def _update_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
     sigma, penalty, strength, iterations, prior, domain, exact, variance, steps = ctx.settings
     *tensors, window = ctx.saved_tensors
+    if tensors[0].numel() == 0:
+        return *_zeros(ctx.saved_tensors, ctx.needs_input_grad[:4]), *[None] * 10
     dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
 

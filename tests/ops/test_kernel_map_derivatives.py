@@ -162,6 +162,23 @@ def test_where_nothing_is_left_the_gradient_is_a_number(of):
     assert all(torch.isfinite(grad).all() for grad in grads)
 
 
+@pytest.mark.parametrize("support_exact", [True, False])
+@pytest.mark.parametrize("windowed", [True, False])
+def test_no_images_have_no_gradients(support_exact, windowed):
+    *images, window = problem()
+    image, observation, kernel = (t[:0] for t in images)
+    inputs = tracked(image, observation, kernel, *([window] if windowed else []))
+    found = ext.kernel_map_update(
+        *inputs[:3], noise_std=0.1, penalty=1e2, regularization=1.0, iterations=2,
+        support_exact=support_exact, window=inputs[3] if windowed else None,
+    )  # fmt: skip
+    lags, cross = ext.kernel_map_statistics(*inputs[:2], (3, 4))
+    solution = ext.kernel_map_solve(lags, cross, cross, cross, alpha=1.0, steps=2)
+    grads = torch.autograd.grad(found.sum() + solution.sum(), inputs)
+    for grad, tensor in zip(grads, inputs, strict=True):
+        assert torch.equal(grad, torch.zeros_like(tensor))
+
+
 def test_a_prepared_observation_has_the_same_derivatives():
     inputs = tracked(*problem(size=(12, 10))[:2])
     prepared = ext.kernel_map_prepare(inputs[1], (3, 4))

@@ -81,7 +81,11 @@ steps lose 1.0 dB.  So do steps on pictures of half and twice the sparse weight 
 diffusion model (0.8 to 1.1), and least squares on all gradients with the Gaussian posterior's
 covariance (0.8 to 1.3), of which one step loses 0.1 dB where one of these loses 0.7 (six pairs).
 To measure the bias on a blurred copy of the restored picture and subtract it gains 0.5 dB with the
-true picture in its place, nothing with the restored one."""
+true picture in its place, nothing with the restored one.  A network of 1.1 M parameters, trained
+through the least squares to draw their edges and choose where (3256 states of 348 blurs), raises
+their MNC on 46 validation states from 0.800 to 0.818, begun at the truth from 0.897 to 0.949; but
+with the kernel prior's answers, which know the biases of these edges, the search then ends at an
+MNC of 0.907 where it has 0.926 (nine pairs)."""
 
 
 LONG_STEP = replace(STEP, momentum=-0.4)
