@@ -4,10 +4,17 @@ import pytest
 import torch
 from registration.test_dispatcher import OPERATORS, arguments
 
+from latentdem_ext.ops import _transforms
+
 pytestmark = pytest.mark.needs_cuda
 DEVICE = "cuda"
 # What kernel_map_prepare returns is each device's own.
 COMPARABLE = [name for name in OPERATORS if name != "kernel_map_prepare"]
+DIFFERENTIABLE = [
+    operator._schema.name.removeprefix("latentdem::")
+    for operator in _transforms._functions
+    if operator != torch.ops.latentdem.volume_render_backward.default
+]
 
 
 def moved(values, dtype):
@@ -34,6 +41,24 @@ def test_as_on_the_cpu(name, dtype):
         assert right.is_cuda and right.dtype == left.dtype
         scale = float(left.abs().max()) if left.numel() else 0.0
         torch.testing.assert_close(right.cpu(), left, rtol=bound, atol=bound * scale)
+
+
+def gradients(name, values):
+    tracked = [v.requires_grad_() for v in values if isinstance(v, torch.Tensor)]
+    loss = sum(found.double().square().sum() for found in call(name, values))
+    return torch.autograd.grad(loss, tracked, allow_unused=True)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_as_on_the_cpu(name):
+    values = host_arguments(name, torch.float64)
+    there = gradients(name, moved(values, torch.float64))
+    for left, right in zip(gradients(name, values), there, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None:
+            assert right.is_cuda
+            scale = float(left.abs().max())
+            torch.testing.assert_close(right.cpu(), left, rtol=1e-8, atol=1e-8 * scale)
 
 
 # torch says so once, when the mode is set.
