@@ -375,7 +375,9 @@ def synthetic_table() -> str:
     noises = sorted({noise for row in cells.values() for noise in row})
     pairs = min(row["pairs"] for row in document["summary"].values())
     lines = [
-        f"| {pairs} pair{'s' if pairs > 1 else ''} each | " + " | ".join(f"noise {noise:g}" for noise in noises) + " |",
+        f"| {pairs} pair{'s' if pairs > 1 else ''} each | "
+        + " | ".join(f"noise {noise:g}" for noise in noises)
+        + " |",
         "|---" * (1 + len(noises)) + "|",
     ]
     for label, row in cells.items():
