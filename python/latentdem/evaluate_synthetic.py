@@ -67,7 +67,10 @@ class Condition:
         text = f"{self.kernel_size} px, noise {self.noise_std:g}, {self.boundary}"
         if self.told_size != self.kernel_size:
             text += f", told {self.told_size} px"
-        if self.told_noise is not None and self.told_noise != self.noise_std:
+        if self.told_noise is None:
+            # Of no noise nothing can be told.
+            text += ", noise not told" if self.noise_std > 0 else ""
+        elif self.told_noise != self.noise_std:
             text += f", told noise {self.told_noise:g}"
         return text
 
