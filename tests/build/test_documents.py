@@ -1,12 +1,15 @@
 """The documents' figures come from the stored results, and their commands exist."""
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import latentdem_ext as ext
+from latentdem.evaluate_synthetic import suite_conditions
 
 ROOT = Path(__file__).resolve().parents[2]
 PERFORMANCE = ROOT / "latentdem_ext" / "PERFORMANCE.md"
@@ -23,6 +26,35 @@ def test_tables_are_fresh():
     script = ROOT / "python" / "benchmarks" / "tables.py"
     run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_tables_of_conditions_know_every_condition(monkeypatch):
+    path = ROOT / "python" / "benchmarks" / "tables.py"
+    spec = importlib.util.spec_from_file_location("tables", path)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    summary = {
+        "pairs": 2, "psnr_input": 19.04, "psnr_blind": 28.0, "psnr_true_kernel": 28.96,
+        "mnc": 0.9, "seconds_median": 17.0,
+    }  # fmt: skip
+
+    def table(suite):
+        conditions = suite_conditions(suite)
+        document = {
+            "rows": [{"condition": each.name, **asdict(each)} for each in conditions],
+            "summary": {each.name: summary for each in conditions},
+        }
+        monkeypatch.setattr(tables, "_load", lambda name: document)
+        return getattr(tables, f"{suite}_table")().splitlines()
+
+    head, _, *rows = table("synthetic")
+    assert head == "| 2 pairs each | noise 0 | noise 0.01 | noise 0.02 | noise 0.05 |"
+    assert len(rows) == 8 and sum(row.count("19.0 → 28.0 dB (-1.0), 0.90") for row in rows) == 32
+    told = [row.split(" | ")[0].removeprefix("| ") for row in table("misspecified")[2:]]
+    assert told == [
+        "nothing of the noise", "13 px", "19 px", "the truth", "37 px", "49 px",
+        "noise 0.005", "noise 0.0075", "noise 0.015", "noise 0.02",
+    ]  # fmt: skip
 
 
 def test_the_cuda_report_knows_every_kernel():
